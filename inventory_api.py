@@ -41,7 +41,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar
@@ -143,19 +143,17 @@ def matching(pattern: str, allowed: str) -> Rule:
     return Rule(parse, allowed)
 
 
-def parse_database_url(text: str) -> str:
+def database_url(text: str) -> str:
+    """The text, if it is the URL of one of the two engines. Raises ValueError or psycopg.ProgrammingError."""
     if not re.fullmatch(r"sqlite:///(?!:memory:)[^?\0]*[^?\0/]|postgresql://\S*", text):
         raise ValueError
     if text.startswith("postgresql:"):
-        try:
-            psycopg.conninfo.conninfo_to_dict(text)
-        except psycopg.ProgrammingError as error:
-            raise ValueError from error
+        psycopg.conninfo.conninfo_to_dict(text)
     return text
 
 
 RULES = {
-    "DATABASE_URL": Rule(parse_database_url, "sqlite:///file.db, sqlite:////abs/file.db or postgresql://user@host/db"),
+    "DATABASE_URL": Rule(database_url, "sqlite:///file.db, sqlite:////abs/file.db or postgresql://user@host/db"),
     "HOST": matching(r"[A-Za-z0-9.:_-]{1,255}", "a host name or an IP address"),
     "PORT": within(int, 0, 65535),
     "THREADS": within(int, 2, 1000),
@@ -190,7 +188,7 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     for variable, text in given.items():
         try:
             chosen[variable.lower()] = RULES[variable].parse(text)
-        except ValueError:
+        except (ValueError, psycopg.ProgrammingError):
             raise BadSetting(f"{variable}: {without_password(text)!r} is not {RULES[variable].allowed}") from None
     return Settings(**chosen, load=load, database_named="DATABASE_URL" in given)
 
@@ -282,6 +280,7 @@ class Database:
     lock_schema: tuple[str, ...]  # one process at a time may make it; fails where nothing can be written
     list_schema: str  # names of tables, indexes and triggers, and `products.name` and so on for its columns
     skip_used_ids: str  # so that no new product is given an id that a file brought
+    after_load: str  # outside any transaction
     tie: str  # the id, as the indexes know it
     has_name: str
     by_trigrams: str
@@ -381,6 +380,7 @@ class SQLiteDatabase(Database):
         "SELECT name FROM sqlite_master UNION ALL SELECT 'products.' || name FROM pragma_table_xinfo('products')"
     )
     skip_used_ids = "SELECT 1"  # SQLite looks at the table itself
+    after_load = "SELECT 1"
     tie = "seq"
     has_name = "instr(name_folded, :name) > 0"
     by_trigrams = "id IN (SELECT rowid FROM products_trigrams WHERE products_trigrams MATCH :phrase)"
@@ -397,7 +397,7 @@ class SQLiteDatabase(Database):
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA cache_size = -65536")  # KiB
+            connection.execute("PRAGMA cache_size = -16384")  # KiB
         except sqlite3.Error:
             connection.close()
             raise
@@ -424,6 +424,15 @@ class PostgresDatabase(Database):
     dialect = "postgresql"
     begin = "BEGIN"
     driver_errors = (psycopg.OperationalError, psycopg.InternalError, psycopg.InterfaceError)
+    options: ClassVar = {
+        "synchronous_commit": "on",
+        "timezone": "UTC",
+        "datestyle": "ISO",
+        "client_encoding": "UTF8",
+        "jit": "off",  # all queries are short, and the planner is to know it
+        "max_parallel_workers_per_gather": "0",
+        "random_page_cost": "1.1",
+    }
     lock_schema = (
         "SELECT pg_advisory_xact_lock(hashtext('inventory schema'))",
         "CREATE TEMPORARY TABLE writable () ON COMMIT DROP",
@@ -441,6 +450,7 @@ class PostgresDatabase(Database):
         GROUP BY ids
         HAVING max(id) > COALESCE(pg_sequence_last_value(ids), 0)
     """
+    after_load = "VACUUM (ANALYZE) products"  # its marks of what all can see are what lets an index answer alone
     tie = "id"
     has_name = "name_folded LIKE :pattern"
     by_trigrams = "replace(name_folded, ' ', U&'\\A000') LIKE :spaced"
@@ -456,11 +466,13 @@ class PostgresDatabase(Database):
         connection = BoundedConnection.connect(self._url, autocommit=True, connect_timeout=CONNECT_TIMEOUT)
         connection.time_left = self._time_left
         connection.adapters.register_loader("timestamptz", TextLoader)
-        milliseconds = 0 if self.deadline == math.inf else int(self.deadline * 1000)
-        connection.execute(
-            f"SET statement_timeout = {milliseconds}; SET synchronous_commit = on;"
-            "SET timezone = 'UTC'; SET datestyle = 'ISO'; SET client_encoding = 'UTF8'"
-        )
+        bulk = self.deadline == math.inf
+        for name, value in {
+            **self.options,
+            "statement_timeout": "0" if bulk else f"{self.deadline * 1000:.0f}",
+            "gin_pending_list_limit": "16MB" if bulk else "256kB",  # larger: quicker to write, slower to search
+        }.items():
+            connection.execute(f"SET {name} = '{value}'")
         return connection
 
     def _executor(self, connection: psycopg.Connection[Row]) -> Execute:
@@ -654,16 +666,6 @@ class RateLimiter:
             if len(self._buckets) > self._clients:
                 self._buckets.popitem(last=False)
         return Grant(int(tokens), math.ceil((self._burst - tokens) / self._rate), math.ceil(missing / self._rate))
-
-
-@lru_cache(maxsize=MAX_CLIENTS)
-def client_of(address: str) -> str:
-    """Whom an address counts as: who has one IPv6 address has the 2**64 of its network."""
-    try:
-        parsed = ipaddress.IPv6Address(address)
-    except ValueError:
-        return address
-    return address if parsed.ipv4_mapped else str(ipaddress.ip_network((int(parsed) >> 64 << 64, 64)))
 
 
 # ---------------------------------------------------------------- input
@@ -878,17 +880,15 @@ class PageQuery(NamedTuple):
     limit: int = DEFAULT_LIMIT
     include_total: bool = False
     start: Position | None = None
+    given: tuple[tuple[str, str], ...] = ()  # the parameters as they came, but for the cursor
 
     @property
     def forward(self) -> bool:
         return self.start is None or self.start.forward
 
-
-class Page(NamedTuple):
-    products: Sequence[Product]
-    following: Position | None
-    preceding: Position | None
-    total: int | None  # MAX_TOTAL + 1 stands for all that are more
+    @property
+    def top_cents(self) -> int:
+        return MAX_CENTS if self.max_cents is None else self.max_cents
 
 
 def parse_page(path: str, query_string: str) -> PageQuery:
@@ -917,8 +917,9 @@ def parse_page(path: str, query_string: str) -> PageQuery:
         given.get("sort", "id"),
         limit,
         given.get("include_total") == "true",
+        given=tuple((name, value) for name, value in given.items() if name != "cursor"),
     )
-    if (query.min_cents or 0) > (MAX_CENTS if query.max_cents is None else query.max_cents):
+    if (query.min_cents or 0) > query.top_cents:
         raise BadInput("parameter 'min_price' is over 'max_price'")
     return query._replace(start=parse_cursor(given["cursor"], query)) if "cursor" in given else query
 
@@ -941,7 +942,7 @@ def parse_cursor(text: str, query: PageQuery) -> Position:
             raise ValueError
         if not 1 <= position.id <= MAX_ID or re.search("[\0\ud800-\udfff]", str(position.value)):
             raise ValueError
-        if kind is int and not 0 <= int(str(position.value)) <= MAX_CENTS:
+        if kind is int and not (query.min_cents or 0) <= int(str(position.value)) <= query.top_cents:
             raise ValueError
     except (ValueError, TypeError, RecursionError) as error:
         raise BadInput("parameter 'cursor' was not made for this route, filters and sort") from error
@@ -969,33 +970,22 @@ def position_of(product: Product, sort: str, forward: bool) -> Position:
     return Position(forward, False, values[sort.lstrip("-")], product.id)
 
 
-def represent_page(query: PageQuery, page: Page) -> Representation:
-    """{"items", "next_cursor", "prev_cursor"}, and the total if it was asked for; the links say the same (RFC 8288)."""
-    following = page.following and cursor_at(page.following, query)
-    preceding = page.preceding and cursor_at(page.preceding, query)
-    body = f'{{"items":[{",".join(map(product_json, page.products))}]'
+def represent_page(query: PageQuery, found: Sequence[Product], total: int | None) -> Representation:
+    """The page in rows as they were found: up to limit + 1, in the direction walked. A total over MAX_TOTAL is cut.
+
+    The links (RFC 8288) are relative, so that no Host header is believed.
+    """
+    products = found[: query.limit] if query.forward else found[: query.limit][::-1]
+    positions = neighbours(query, products, more=len(found) > query.limit)
+    following, preceding = (position and cursor_at(position, query) for position in positions)
+    body = f'{{"items":[{",".join(map(product_json, products))}]'
     body += f',"next_cursor":{json.dumps(following)},"prev_cursor":{json.dumps(preceding)}'
-    if page.total is not None:
-        exact = page.total <= MAX_TOTAL
-        body += f',"total":{min(page.total, MAX_TOTAL)},"total_is_exact":{json.dumps(exact)}'
+    if total is not None:
+        body += f',"total":{min(total, MAX_TOTAL)},"total_is_exact":{json.dumps(total <= MAX_TOTAL)}'
     encoded = f"{body}}}".encode()
-    links = [(following, "next"), (preceding, "prev")]
-    link = ", ".join(f'<{page_url(query, cursor)}>; rel="{rel}"' for cursor, rel in links if cursor)
+    targets = [(rel, [*query.given, ("cursor", at)]) for rel, at in (("next", following), ("prev", preceding)) if at]
+    link = ", ".join(f'<{query.path}?{urlencode(parameters)}>; rel="{rel}"' for rel, parameters in targets)
     return Representation(encoded, f'"{hashlib.blake2b(encoded, digest_size=12).hexdigest()}"', link)
-
-
-def page_url(query: PageQuery, cursor: str) -> str:
-    """Another page of the same query; relative, so that no Host header needs to be believed."""
-    parameters = {
-        "name": query.name,
-        "min_price": None if query.min_cents is None else price_text(query.min_cents),
-        "max_price": None if query.max_cents is None else price_text(query.max_cents),
-        "sort": query.sort,
-        "limit": query.limit,
-        "include_total": "true" if query.include_total else None,
-        "cursor": cursor,
-    }
-    return f"{query.path}?{urlencode({name: value for name, value in parameters.items() if value is not None})}"
 
 
 # ---------------------------------------------------------------- finding rows
@@ -1090,7 +1080,7 @@ class Finder:
         pattern = "%" + re.sub(r"([\\%_])", r"\\\1", name) + "%"
         self._values: dict[str, Any] = {
             "low": query.min_cents or 0,
-            "high": MAX_CENTS if query.max_cents is None else query.max_cents,
+            "high": query.top_cents,
             "name": name,
             "phrase": '"' + name.replace('"', '""') + '"',
             "pattern": pattern,
@@ -1245,14 +1235,11 @@ class Inventory:
         return represent_product(Product(*rows[0])) if rows else None
 
     def _load_page(self, query: PageQuery) -> Representation:
-        return represent_page(query, self._database.read(lambda execute: self._find_page(query, execute)))
+        def work(execute: Execute) -> Representation:
+            finder = Finder(self._database, execute, query)
+            return represent_page(query, finder.rows(), finder.total() if query.include_total else None)
 
-    def _find_page(self, query: PageQuery, execute: Execute) -> Page:
-        finder = Finder(self._database, execute, query)
-        found = finder.rows()
-        more = len(found) > query.limit
-        products = found[: query.limit] if query.forward else found[: query.limit][::-1]
-        return Page(products, *neighbours(query, products, more), finder.total() if query.include_total else None)
+        return self._database.read(work)
 
 
 def refuse(current: Product | None, change: Change, versions: frozenset[int] | None) -> None:
@@ -1407,29 +1394,28 @@ def parse_cells(cells: Mapping[str, str]) -> Row:
 
 MEDIA_TYPES = ("application/json", "application/merge-patch+json")
 
-STATUS = {
-    BadInput: HTTPStatus.BAD_REQUEST,
-    Unauthenticated: HTTPStatus.UNAUTHORIZED,
-    WritesDisabled: HTTPStatus.FORBIDDEN,
-    NoSuchProduct: HTTPStatus.NOT_FOUND,
-    StockOutOfRange: HTTPStatus.CONFLICT,
-    VersionMismatch: HTTPStatus.PRECONDITION_FAILED,
-    BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-    UnsupportedBody: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-    InvalidFields: HTTPStatus.UNPROCESSABLE_ENTITY,
-    RateLimited: HTTPStatus.TOO_MANY_REQUESTS,
-    DatabaseUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
-}
 
-HEADERS: dict[type[InventoryError], Callable[[Any], tuple[str, str]]] = {
-    Unauthenticated: lambda fact: ("WWW-Authenticate", 'Bearer realm="inventory"'),
-    VersionMismatch: lambda fact: ("ETag", f'"{fact}"'),
-    UnsupportedBody: lambda fact: ("Accept-Patch", ", ".join(MEDIA_TYPES)),
-    RateLimited: lambda fact: ("Retry-After", str(fact)),
-    DatabaseUnavailable: lambda fact: ("Retry-After", str(RETRY_AFTER)),
-}
+class Problem(NamedTuple):
+    """How a domain error is told: its status, a header ({} stands for the fact), and the member that has the fact."""
 
-MEMBERS = {StockOutOfRange: "stock_level", InvalidFields: "errors"}
+    status: int
+    header: tuple[str, str] | None = None
+    member: str | None = None
+
+
+PROBLEMS = {
+    BadInput: Problem(400),
+    Unauthenticated: Problem(401, ("WWW-Authenticate", 'Bearer realm="inventory"')),
+    WritesDisabled: Problem(403),
+    NoSuchProduct: Problem(404),
+    StockOutOfRange: Problem(409, member="stock_level"),
+    VersionMismatch: Problem(412, ("ETag", '"{}"')),
+    BodyTooLarge: Problem(413),
+    UnsupportedBody: Problem(415, ("Accept-Patch", ", ".join(MEDIA_TYPES))),
+    InvalidFields: Problem(422, member="errors"),
+    RateLimited: Problem(429, ("Retry-After", "{}")),
+    DatabaseUnavailable: Problem(503, ("Retry-After", str(RETRY_AFTER))),
+}
 
 
 def problem_json(status: HTTPStatus, detail: str, path: str, request_id: str, members: Mapping[str, Any]) -> bytes:
@@ -1438,33 +1424,31 @@ def problem_json(status: HTTPStatus, detail: str, path: str, request_id: str, me
     return json.dumps({**document, "instance": quote(path), "request_id": request_id, **members}).encode()
 
 
-def write_problem(
-    req: falcon.Request, resp: falcon.Response, status: HTTPStatus, detail: str, members: Mapping[str, Any]
-) -> None:
-    resp.status = int(status)
+def write_problem(req: falcon.Request, resp: falcon.Response, code: int, detail: str, **members: Any) -> None:
+    resp.status = code
     resp.set_headers((("Content-Type", "application/problem+json"), ("Cache-Control", "no-store")))
-    resp.data = problem_json(status, detail, req.path, req.context.request_id, members)
+    resp.data = problem_json(HTTPStatus(code), detail, req.path, req.context.request_id, members)
 
 
 def tell_inventory_error(req: falcon.Request, resp: falcon.Response, error: InventoryError, params: object) -> None:
-    kind = type(error)
-    if kind is DatabaseUnavailable:
+    problem = PROBLEMS[type(error)]
+    if isinstance(error, DatabaseUnavailable):
         log.warning("request_id=%s database: %s", req.context.request_id, one_line(error.__cause__ or error))
-    if kind in HEADERS:
-        resp.set_header(*HEADERS[kind](error.fact))
-    write_problem(req, resp, STATUS[kind], str(error), {MEMBERS[kind]: error.fact} if kind in MEMBERS else {})
+    if problem.header:
+        resp.set_header(problem.header[0], problem.header[1].format(error.fact))
+    members = {problem.member: error.fact} if problem.member else {}
+    write_problem(req, resp, problem.status, str(error), **members)
 
 
 def tell_falcon_error(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, params: object) -> None:
     """What Falcon refuses: a path that is not there, a method that the path has not."""
     resp.set_headers(error.headers or {})
-    status = HTTPStatus(error.status_code)
-    write_problem(req, resp, status, error.description or status.description, {})
+    write_problem(req, resp, error.status_code, error.description or HTTPStatus(error.status_code).description)
 
 
 def tell_bug(req: falcon.Request, resp: falcon.Response, error: Exception, params: object) -> None:
     log.error("request_id=%s", req.context.request_id, exc_info=error)
-    write_problem(req, resp, HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed; its log tells why", {})
+    write_problem(req, resp, 500, "the server failed; its log tells why")
 
 
 def one_line(error: object) -> str:
@@ -1535,7 +1519,7 @@ class Gate:
             self._authenticate(req)
 
     def _charge(self, limiter: RateLimiter, cost: int, req: falcon.Request, resp: falcon.Response) -> None:
-        grant = limiter.take(client_of(req.env["REMOTE_ADDR"]), cost)
+        grant = limiter.take(req.env["REMOTE_ADDR"], cost)
         limit = f'"default";r={grant.remaining};t={grant.reset}'
         resp.set_headers((("RateLimit-Policy", limiter.policy), ("RateLimit", limit)))
         if grant.retry_after:
@@ -1744,20 +1728,18 @@ def serve(settings: Settings, database: Database, access_log: AccessLog) -> None
     server.run()
 
 
-def stop(signal_number: int, frame: object) -> NoReturn:
-    raise SystemExit(0)
-
-
 def load(database: Database, path: str) -> None:
     """Load a CSV file in one transaction, and tell how many products it brought and how fast."""
     started = time.perf_counter()
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         count = database.write(lambda execute: merge(database, execute, read_products(file)))
+    database.read(lambda execute: execute(database.after_load))
     seconds = time.perf_counter() - started
     print(f"loaded {count} products in {seconds:.1f} s, {count / seconds:.0f} a second")
 
 
 def run(settings: Settings) -> None:
+    """Load or serve. Raises BadSchema, BadLine or OSError."""
     database = open_database(settings.database_url, math.inf if settings.load else QUERY_DEADLINE)
     try:
         make_schema(database, with_samples=not settings.database_named and not settings.load)
@@ -1774,11 +1756,12 @@ def run(settings: Settings) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code: 0 done, 1 the database or a file will not do, 2 a bad setting."""
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     try:
         settings = read_settings(sys.argv[1:] if argv is None else argv, os.environ)
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
         run(settings)
+        return 0
     except (BadSetting, BadSchema, BadLine, OSError) as error:
         print(f"inventory_api.py: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, BadSetting) else 1
