@@ -1099,7 +1099,7 @@ class Finder:
             found = self._products(WALK, start, values, n=n, budget=budget)
             if len(found) == n:
                 return found
-            if len(found) * 10 <= n:  # so few that twenty times as many rows may not do
+            if len(found) * 20 < n:  # so few that twenty times as many rows may not do
                 break
         way = self._narrow_way()
         if way == "scan":
@@ -1721,6 +1721,8 @@ def serve(settings: Settings, database: Database, access_log: AccessLog) -> None
         connection_limit=MAX_CONNECTIONS,
         asyncore_use_poll=True,  # select() ends at 1,024 connections
     )
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a line for every request that waits is no help
     server.channel_class, server.next_id, server.access_log = Channel, next_id, access_log
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -1755,8 +1757,7 @@ def run(settings: Settings) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit code: 0 done, 1 the database or a file will not do, 2 a bad setting."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    """Run the program; returns its exit code: 0 done, 1 a database or file that will not do, 2 a bad setting."""
     try:
         settings = read_settings(sys.argv[1:] if argv is None else argv, os.environ)
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -1765,6 +1766,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (BadSetting, BadSchema, BadLine, OSError) as error:
         print(f"inventory_api.py: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, BadSetting) else 1
+    except KeyboardInterrupt:  # waitress takes it while it serves
+        print("inventory_api.py: interrupted, nothing was loaded", file=sys.stderr)
+        return 130
     return 0
 
 
