@@ -67,6 +67,7 @@ DEFAULT_LIMIT, MAX_LIMIT = 50, 200  # products a page
 MAX_TOTAL = 10_000  # products; a total beyond it is not counted out
 MAX_BODY = 16 * 1024  # bytes
 MAX_WAITRESS_BODY = 1024 * 1024  # bytes; beyond it waitress refuses before the app is asked
+MAX_UNREAD = 16 * 1024 * 1024  # bytes that are read and thrown away behind a refusal
 MAX_CONNECTIONS = 10_000
 MAX_CLIENTS = 10_000  # token buckets remembered
 
@@ -702,9 +703,10 @@ def parse_cents(text: str, grammar: re.Pattern[str] = PRICE) -> int | None:
     significant = digits.rstrip("0")
     if not significant:
         return 0
-    if len(exponent.lstrip("+-0")) > 6:  # no body has a million digits to make up for it
+    power = exponent.lstrip("+-").lstrip("0") or "0"
+    if len(power) > 6:  # no body has a million digits to make up for it
         return None
-    zeros = len(digits) - len(significant) - len(fraction) + int(exponent) + 2
+    zeros = len(digits) - len(significant) - len(fraction) + int(power) * (-1 if exponent[0] == "-" else 1) + 2
     fits = 0 <= zeros <= len(str(MAX_CENTS)) - len(significant)
     return int(significant + "0" * zeros) if fits else None
 
@@ -1513,7 +1515,8 @@ class Gate:
 
     def process_resource(self, req: falcon.Request, resp: falcon.Response, resource: Any, params: object) -> None:
         if req.method not in falcon.COMBINED_METHODS:  # Falcon would say 400
-            raise falcon.HTTPMethodNotAllowed([name[3:].upper() for name in dir(resource) if name.startswith("on_")])
+            methods = [name[3:].upper() for name in dir(resource) if name.startswith("on_")]
+            raise falcon.HTTPMethodNotAllowed([*methods, "OPTIONS"])
         cost = resource.costs.get(req.method, 0)
         if cost and self._limiter:
             self._charge(self._limiter, cost, req, resp)
@@ -1680,7 +1683,8 @@ class Refusal(waitress.task.ErrorTask):
     """What waitress refuses before the app is asked, told like every other error."""
 
     def execute(self) -> None:
-        server: Any = self.channel.server
+        channel: Any = self.channel
+        channel.refused, server = True, channel.server
         refused: Any = self.request.error  # type: ignore[attr-defined]
         status, request_id = HTTPStatus(refused.code), server.next_id()
         body = problem_json(status, one_line(refused.body), "", request_id, {})
@@ -1698,7 +1702,30 @@ class Refusal(waitress.task.ErrorTask):
 
 
 class Channel(waitress.channel.HTTPChannel):
+    """A connection that reads on after a refusal: closed over unread bytes, it would be reset, and the refusal lost."""
+
     error_task_class = Refusal
+    refused = False
+    unread_left = 0  # bytes, once it lingers
+
+    def handle_close(self) -> None:
+        if self.refused and self.connected and self.socket:
+            self.refused, self.will_close, self.close_when_flushed = False, False, False
+            self.unread_left = MAX_UNREAD
+            self.socket.shutdown(socket.SHUT_WR)
+        else:
+            super().handle_close()
+
+    def readable(self) -> bool:
+        return self.unread_left > 0 or super().readable()
+
+    def handle_read(self) -> None:
+        if not self.unread_left:
+            super().handle_read()
+        else:
+            self.unread_left -= min(self.unread_left, len(self.recv(65536)))
+            if not self.unread_left:
+                self.handle_close()
 
 
 def listen(host: str, port: int) -> socket.socket:
