@@ -541,39 +541,32 @@ class Flight(NamedTuple):
 class TTLCache:
     """Least-recently-used representations with a time to live, bounded by entries and by bytes.
 
-    Every invalidation begins a generation. A load that ends in a later one than it began in may have read what is no
-    longer so: its result is answered but not kept, and who comes after the invalidation does not join it (the leases of
-    Nishtala et al., NSDI 2013, with one lease for all keys). `state` is asked before every answer and every fill:
-    when what it returns has changed, another writer was at work, and everything is forgotten.
+    Every invalidation begins a generation. What a load read is kept only if it ends in the generation it began in, and
+    only then do others join it (the leases of Nishtala et al., NSDI 2013, with one for all keys). `state` is asked
+    before every answer and fill: when what it returns has changed, another writer was at work, and all is forgotten.
     """
 
     def __init__(
         self, size: int, ttl: float, timer: Callable[[], float] = time.monotonic, state: Callable[[], object] = int
     ) -> None:
-        self._size, self._ttl, self._timer, self._state = (size if ttl else 0), ttl, timer, state
+        self._size, self._ttl, self._timer = (size if ttl else 0), ttl, timer
+        self._state, self._seen, self._generation, self._bytes = state, state(), 0, 0
         self._lock = threading.Lock()  # never held while something is loaded
         self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
         self._flights: dict[Hashable, Flight] = {}
-        self._generation = self._bytes = 0
-        self._seen = state()
 
     def fetch(self, key: Hashable, load: Loader, volatile: bool = False, fresh: bool = False) -> Answer:
-        """The live entry of `key`, or what `load()` gives; concurrent misses of a key load once.
-
-        A volatile entry ends with any invalidation, of whatever key. `fresh` takes neither an entry nor another's load.
-        """
+        """The live entry of `key`, or what one `load()` gives all who miss it. A volatile one ends with any invalidation."""
         with self._lock:
             self._follow_state()
             entry = None if fresh else self._live_entry(key)
             if entry:
                 return Answer(entry.representation, cached=True)
-            flight = self._flights.get(key)
-            if fresh or not self._size or not flight or flight.generation != self._generation:
-                flight, leads = Flight(Future(), self._generation), True
-                self._flights[key] = flight
-            else:
-                leads = False
-        if leads:
+            under_way = None if fresh or not self._size else self._flights.get(key)
+            joins = under_way is not None and under_way.generation == self._generation
+            flight = under_way if under_way and joins else Flight(Future(), self._generation)
+            self._flights[key] = flight
+        if not joins:
             self._fly(key, flight, load, volatile)
         return Answer(flight.result.result(), cached=False)
 
@@ -597,12 +590,11 @@ class TTLCache:
 
     def _live_entry(self, key: Hashable) -> Entry | None:
         entry = self._entries.get(key)
-        if entry and (entry.expires <= self._timer() or entry.generation not in (None, self._generation)):
-            self._drop(key)
-            return None
-        if entry:
+        if entry and entry.expires > self._timer() and entry.generation in (None, self._generation):
             self._entries.move_to_end(key)
-        return entry
+            return entry
+        self._drop(key)
+        return None
 
     def _keep(self, key: Hashable, representation: Representation | None, generation: int | None) -> None:
         self._drop(key)
@@ -621,12 +613,10 @@ class TTLCache:
         self._bytes -= entry.size if entry else 0
 
     def _follow_state(self) -> None:
-        state = self._state()
-        if state != self._seen:
-            self._seen = state
+        if (state := self._state()) != self._seen:
+            self._seen, self._bytes = state, 0
             self._generation += 1
             self._entries.clear()
-            self._bytes = 0
 
 
 # ---------------------------------------------------------------- rate limiting
