@@ -556,7 +556,7 @@ class TTLCache:
         self._flights: dict[Hashable, Flight] = {}
 
     def fetch(self, key: Hashable, load: Loader, volatile: bool = False, fresh: bool = False) -> Answer:
-        """The live entry of `key`, or what one `load()` gives all who miss it. A volatile one ends with any invalidation."""
+        """What `key` has alive, or what one `load()` gives all who miss it. Volatile: it ends with any invalidation."""
         with self._lock:
             self._follow_state()
             entry = None if fresh else self._live_entry(key)
