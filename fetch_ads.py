@@ -297,7 +297,7 @@ def classify(error: BaseException) -> Kind:
     """What an exception of fetch_data means, told by names and attributes: no library is imported for it.
 
     A refused token comes first, since gRPC calls it UNAVAILABLE. A status says more than a class: the HTTPError
-    of requests and of urllib are OSError. What means nothing itself may have been raised `from` what does.
+    of requests and of urllib are OSError. What means nothing may have been raised `from` what does.
     """
     names = [cls.__name__ for cls in type(error).__mro__]
     if OAUTH_TEXT.search(text_of(error)):
@@ -642,18 +642,18 @@ class Brake:
 
     Until the first rate limit there is no pace. A refusal closes the brake for as long as it asks, or for a
     pause that doubles while nothing succeeds; then calls start evenly. The first pace is a guess and rises
-    fast; from the second refusal on it is taken from what came through between two refusals, since an API at its
-    limit lets through just that limit, and rises slowly. Refusals of calls that began before the brake closed
-    belong to the same event.
+    fast. From the second refusal on it is taken from what came through since the one before, as an API at its
+    limit lets through just that limit, and rises slowly, faster after a long time without refusal. Refusals of
+    calls that began before the brake closed belong to the same event.
     """
 
-    GUESS, FAST = 32.0, 1.5  # calls a second, and the gain for each success
-    DECREASE, INCREASE = 0.92, 0.02  # of the pace let through; of that pace, a second
+    GUESS, FAST = 32.0, 1.5  # calls a second, and the gain for each success while the guess holds
+    DECREASE, FLOOR = 0.92, 0.7  # of what came through; never below so much of the pace refused
+    INCREASE, HURRY = 0.02, 1e-5  # of the base pace: a second, and for each success squared
     PAUSE, PAUSE_MAX = 0.1, 60.0  # seconds
 
     def __init__(self, now: float) -> None:
-        self.rate = math.inf  # calls a second
-        self.gain = 0.0  # calls a second gained each second; 0 while the first pace is still a guess
+        self.rate, self.base = math.inf, 0.0  # calls a second now, and at the last refusal (0: a guess)
         self.opens = self.opened = now  # no call starts before `opens`
         self.closed = -math.inf
         self.passed = 0  # calls started since, less those refused
@@ -661,21 +661,25 @@ class Brake:
         self.refused_since: float | None = None  # the first refusal after the last success
 
     def started(self, now: float) -> None:
-        """A call starts; the turn of the next one does not slip by what this one was late, within reason."""
-        self.opens = max(self.opens, now - 0.005) + 1 / self.rate
+        """A call starts. A wake-up that was late by up to 2 ms does not shift the turn of the next."""
+        self.opens = max(self.opens, now - 0.002) + 1 / self.rate
         self.passed += 1
 
     def succeeded(self) -> None:
-        self.rate += self.gain / self.rate if self.gain else self.FAST
+        """A call came through: the pace rises."""
+        slowly = self.base * (self.INCREASE / self.rate + self.HURRY * self.passed)
+        self.rate += slowly if self.base else self.FAST
         self.pause, self.refused_since = self.PAUSE, None
 
     def refused(self, started: float, asked: float | None, now: float) -> float:
         """A call that had `started` met a rate limit. For how many seconds nothing has come through."""
-        self.passed -= 1
         if started > self.closed:
+            self.passed -= 1
             self.slow_down(now)
             self.opens = self.opened = max(self.opens, now + (self.pause if asked is None else asked))
             self.pause = min(2 * self.pause, self.PAUSE_MAX)
+        elif asked is not None:
+            self.opens = self.opened = max(self.opens, now + asked)
         self.refused_since = now if self.refused_since is None else self.refused_since
         return now - self.refused_since
 
@@ -684,11 +688,10 @@ class Brake:
         if math.isinf(self.rate):
             self.rate = self.GUESS
         else:
-            let_through = (
-                self.passed / (now - self.closed) + self.passed / max(now - self.opened, 0.001)
-            ) / 2
-            self.rate = max(self.DECREASE * min(self.rate, let_through), self.rate / 2)
-            self.gain = self.INCREASE * self.rate
+            seconds = (now - self.closed, max(now - self.opened, 0.001))
+            let_through = sum(self.passed / time for time in seconds) / 2
+            self.rate = max(self.DECREASE * min(self.rate, let_through), self.FLOOR * self.rate)
+            self.base = self.rate
         self.closed, self.passed = now, 0
 
 
