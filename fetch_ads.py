@@ -296,7 +296,7 @@ NAMES = {
 def classify(error: BaseException) -> Kind:
     """What an exception of fetch_data means, told by names and attributes: no library is imported for it.
 
-    A refused token comes first, since gRPC calls it UNAVAILABLE. A status says more than a class: the HTTPError
+    A refused token comes first: gRPC calls it UNAVAILABLE. A status says more than a class: the HTTPError
     of requests and of urllib are OSError. What means nothing may have been raised `from` what does.
     """
     names = [cls.__name__ for cls in type(error).__mro__]
@@ -642,7 +642,7 @@ class Brake:
 
     Until the first rate limit there is no pace. A refusal closes the brake for as long as it asks, or for a
     pause that doubles while nothing succeeds; then calls start evenly. The first pace is a guess and rises
-    fast. From the second refusal on it is taken from what came through since the one before, as an API at its
+    fast. From the second refusal on it is taken from what came through since the last: an API at its
     limit lets through just that limit, and rises slowly, faster after a long time without refusal. Refusals of
     calls that began before the brake closed belong to the same event.
     """
