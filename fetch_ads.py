@@ -304,8 +304,9 @@ def classify(error: BaseException) -> Kind:
         return Kind.OAUTH
     if "RefreshError" in names:
         return Kind.TRANSIENT if getattr(error, "retryable", False) else Kind.OAUTH
-    status = next(filter(None, map(HTTP.get, http_statuses(error))), None)
-    known = GRPC.get(grpc_code(error)) or status or next(filter(None, map(NAMES.get, names)), None)
+    statuses = [*http_statuses(error)]
+    hints = map(HTTP.get, statuses) if statuses else map(NAMES.get, names)
+    known = GRPC.get(grpc_code(error)) or next(filter(None, hints), None)
     return known or (classify(error.__cause__) if error.__cause__ else Kind.FAILED)
 
 
@@ -642,9 +643,9 @@ class Brake:
 
     Until the first rate limit there is no pace. A refusal closes the brake for as long as it asks, or for a
     pause that doubles while nothing succeeds; then calls start evenly. The first pace is a guess and rises
-    fast. From the second refusal on it is taken from what came through since the last: an API at its
-    limit lets through just that limit, and rises slowly, faster after a long time without refusal. Refusals of
-    calls that began before the brake closed belong to the same event.
+    fast. From the second refusal on it is taken from what came through since the last; an API at its
+    limit lets through just that limit, and rises slowly, faster after a long time without refusal. Refusals
+    of calls that began before the brake closed belong to the same event.
     """
 
     GUESS, FAST = 32.0, 1.5  # calls a second, and the gain for each success while the guess holds

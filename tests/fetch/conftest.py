@@ -88,10 +88,9 @@ class Command:
 
     def fetcher(self, body: str, head: str = "") -> None:
         """A new fetch_data; every call leaves its day in the file `calls`."""
-        self.module.write_text(
-            f"import datetime, time\n{head}\ndef note(day):\n    with open({str(self.calls)!r}, 'a') as file:\n"
-            "        file.write(f'{day}\\n')\ndef fetch_data(day):\n    note(day)\n" + textwrap.indent(body, "    ")
-        )
+        note = f"    with open({str(self.calls)!r}, 'a') as file:\n        file.write(f'{{day}}\\n')\n"
+        fetch_data = "def fetch_data(day):\n    note(day)\n" + textwrap.indent(body, "    ")
+        self.module.write_text(f"import datetime, time\n{head}\ndef note(day):\n{note}{fetch_data}")
 
     def arguments(self, *words: str) -> list[str]:
         return [*words, str(self.data), "--fetcher", f"{self.module}:fetch_data"]

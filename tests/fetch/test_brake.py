@@ -1,6 +1,7 @@
 """Rate limits: one brake for all workers, and an end to patience."""
 
 import datetime as dt
+import itertools
 import math
 
 import pytest
@@ -20,7 +21,9 @@ def limited(asked: float | None) -> Outcome:
 class Bucket:
     """An API that allows so many calls a second, and a small burst."""
 
-    def __init__(self, world: World, rate: float, burst: float, delay: bool = True, latency: float = 0.05) -> None:
+    def __init__(
+        self, world: World, rate: float, burst: float, delay: bool = True, latency: float = 0.05
+    ) -> None:
         self.world, self.rate, self.burst, self.delay, self.latency = world, rate, burst, delay, latency
         self.tokens, self.then, self.refused, self.calls = burst, 0.0, 0, 0
 
@@ -62,8 +65,8 @@ def test_without_a_delay_the_pause_doubles(world: World) -> None:
     world.answer = lambda day, now: (0.01, limited(None) if len(world.starts) < 6 else OK)
     world.run(JANUARY[:1], workers=1)
     starts = [at for at, _ in world.starts]
-    waits = [after - before for before, after in zip(starts, starts[1:], strict=False)]
-    assert all(after >= 1.8 * before for before, after in zip(waits, waits[1:], strict=False))
+    waits = [after - before for before, after in itertools.pairwise(starts)]
+    assert all(after >= 1.8 * before for before, after in itertools.pairwise(waits))
 
 
 def test_a_rate_limit_uses_up_no_retries(world: World) -> None:

@@ -1,6 +1,7 @@
 """Transient errors: the day is tried again, later, and holds no worker meanwhile."""
 
 import datetime as dt
+import itertools
 from concurrent.futures import Future
 
 import pytest
@@ -44,7 +45,7 @@ def test_backoff_doubles_up_to_its_limit(world: World) -> None:
     world.answer = lambda day, now: (1.0, TIMEOUT)
     world.run([DAY], retries=10)
     tries = world.tries(DAY)
-    waits = [after - before - 1.0 for before, after in zip(tries, tries[1:], strict=False)]
+    waits = [after - before - 1.0 for before, after in itertools.pairwise(tries)]
     assert waits == pytest.approx([min(BACKOFF * 2**n, BACKOFF_MAX) for n in range(10)])
 
 
