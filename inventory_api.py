@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import csv
 import hashlib
 import hmac
@@ -307,7 +308,8 @@ class Database:
                 result = work(self._executor(connection))
             except BaseException as error:
                 if not isinstance(error, self.driver_errors):  # after those the connection is closed anyway
-                    connection.execute("ROLLBACK")
+                    with contextlib.suppress(*self.driver_errors):  # a trigger may have rolled back already
+                        connection.execute("ROLLBACK")
                 raise
             try:
                 connection.execute("COMMIT")
@@ -390,10 +392,12 @@ class SQLiteDatabase(Database):
 
     def __init__(self, path: str, deadline: float) -> None:
         super().__init__(deadline)
-        self._path = path
+        self._path, self._was_open = path, False
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=LOCK_TIMEOUT, isolation_level=None, check_same_thread=False)
+        mode = "rw" if self._was_open else "rwc"  # a file that goes away later is away, and not to be made anew
+        url = f"file:{quote(self._path)}?mode={mode}"
+        connection = sqlite3.connect(url, LOCK_TIMEOUT, isolation_level=None, check_same_thread=False, uri=True)
         connection.set_progress_handler(lambda: self._time_left() < 0, 20_000)  # steps of SQLite's virtual machine
         try:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -402,6 +406,7 @@ class SQLiteDatabase(Database):
         except sqlite3.Error:
             connection.close()
             raise
+        self._was_open = True
         return connection
 
     def _executor(self, connection: sqlite3.Connection) -> Execute:
@@ -582,31 +587,31 @@ class TTLCache:
         except BaseException as error:
             flight.result.set_exception(error)
         with self._lock:
-            if self._flights.get(key) is flight:
-                del self._flights[key]
             self._follow_state()
-            if flight.generation == self._generation and not flight.result.exception():
-                self._keep(key, flight.result.result(), flight.generation if volatile else None)
+            if self._flights.get(key) is flight:  # else a fresh read overtook this one, and has a newer row
+                del self._flights[key]
+                if flight.generation == self._generation and not flight.result.exception():
+                    self._keep(key, flight.result.result(), flight.generation if volatile else None)
 
     def _live_entry(self, key: Hashable) -> Entry | None:
         entry = self._entries.get(key)
         if entry and entry.expires > self._timer() and entry.generation in (None, self._generation):
-            self._entries.move_to_end(key)
+            self._entries.move_to_end(key, last=entry.representation is not None)
             return entry
         self._drop(key)
         return None
 
     def _keep(self, key: Hashable, representation: Representation | None, generation: int | None) -> None:
         self._drop(key)
-        size = ENTRY_OVERHEAD + (len(representation.body) + len(representation.link) if representation else 0)
+        size = ENTRY_OVERHEAD + len(str(key)) + sum(map(len, representation or ()))
         if not self._size or size > CACHE_BYTES:
             return
         while len(self._entries) >= self._size or self._bytes + size > CACHE_BYTES:
             self._drop(next(iter(self._entries)))
         self._entries[key] = Entry(representation, self._timer() + self._ttl, generation, size)
         self._bytes += size
-        if not representation:  # to the cold end: who asks for absent things crowds out nothing but those
-            self._entries.move_to_end(key, last=False)
+        # What is absent stays at the cold end: who asks for absent things crowds out nothing but those.
+        self._entries.move_to_end(key, last=representation is not None)
 
     def _drop(self, key: Hashable) -> None:
         entry = self._entries.pop(key, None)
@@ -1218,7 +1223,7 @@ class Inventory:
 
     def check(self) -> None:
         """Return if the database answers. Raises DatabaseUnavailable."""
-        self._database.read(lambda execute: execute("SELECT 1"))
+        self._database.read(lambda execute: execute("SELECT id FROM products LIMIT 1"))
 
     def _changed(self, product_id: int) -> None:
         """What a write invalidates: the product, and every page, since any might show it, or no longer show it."""

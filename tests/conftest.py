@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -32,46 +33,71 @@ def as_ordinary_user(command: list[str]) -> list[str]:
     )
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """The URL of a server's maintenance database: TEST_DATABASE_URL, or a server of our own in a temporary folder.
+@dataclass
+class PostgresServer:
+    """A server of our own in a folder, on a socket there; its collation is a natural language's, not "C"."""
 
-    Its collation is a natural language's, so that a forgotten COLLATE "C" shows.
-    """
-    if "TEST_DATABASE_URL" in os.environ:
-        yield os.environ["TEST_DATABASE_URL"]
-        return
+    programs: Path
+    folder: str
+
+    @property
+    def data(self) -> str:
+        return f"{self.folder}/data"
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@/postgres?host={self.folder}/sockets"
+
+    def make(self) -> None:
+        os.chmod(self.folder, 0o755)
+        for made in (self.data, f"{self.folder}/sockets"):
+            os.mkdir(made, 0o700)
+            if os.getuid() == 0:
+                shutil.chown(made, "postgres", "postgres")
+        locale = ["--encoding=UTF8", "--locale-provider=icu", "--icu-locale=en-US", "--locale=C.UTF-8"]
+        access = ["--username=postgres", "--auth=trust", "--no-sync"]
+        initdb = [str(self.programs / "initdb"), "--pgdata", self.data, *access, *locale]
+        subprocess.run(as_ordinary_user(initdb), check=True, capture_output=True, cwd="/")
+
+    def start(self) -> None:
+        options = f"-c listen_addresses='' -k {self.folder}/sockets -c max_connections=200 -c fsync=off"
+        self._control("start", "--log", f"{self.data}/log", "--options", f"{options} -c full_page_writes=off")
+
+    def crash(self) -> None:
+        """End it at once: what was not yet written is lost."""
+        self._control("stop", "--mode", "immediate")
+
+    def _control(self, *command: str) -> None:
+        control = [str(self.programs / "pg_ctl"), "--pgdata", self.data, "--wait", "--silent", *command]
+        subprocess.run(as_ordinary_user(control), check=True, cwd="/")
+
+
+@contextmanager
+def new_server() -> Iterator[PostgresServer]:
+    """A running server in a temporary folder; the test is skipped, or fails, where its programs are missing."""
     programs = server_programs()
     if programs is None:
         if os.environ.get("REQUIRE_POSTGRES"):
             pytest.fail(WHY_NOT)
         pytest.skip(WHY_NOT)
     with tempfile.TemporaryDirectory(prefix="inventory-pg-", dir="/tmp") as folder:
-        os.chmod(folder, 0o755)
-        data, sockets = f"{folder}/data", f"{folder}/sockets"
-        for made in (data, sockets):
-            os.mkdir(made, 0o700)
-            if os.getuid() == 0:
-                shutil.chown(made, "postgres", "postgres")
-        locale = ["--encoding=UTF8", "--locale-provider=icu", "--icu-locale=en-US", "--locale=C.UTF-8"]
-        initdb = [
-            str(programs / "initdb"),
-            "--pgdata",
-            data,
-            "--username=postgres",
-            "--auth=trust",
-            "--no-sync",
-            *locale,
-        ]
-        subprocess.run(as_ordinary_user(initdb), check=True, capture_output=True, cwd="/")
-        options = f"-c listen_addresses='' -k {sockets} -c max_connections=200 -c fsync=off -c full_page_writes=off"
-        control = [str(programs / "pg_ctl"), "--pgdata", data, "--wait", "--silent"]
-        start = [*control, "start", "--log", f"{data}/log", "--options", options]
-        subprocess.run(as_ordinary_user(start), check=True, cwd="/")
+        server = PostgresServer(programs, folder)
+        server.make()
+        server.start()
         try:
-            yield f"postgresql://postgres@/postgres?host={sockets}"
+            yield server
         finally:
-            subprocess.run(as_ordinary_user([*control, "stop", "--mode", "immediate"]), check=True, cwd="/")
+            server.crash()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of a server's maintenance database: TEST_DATABASE_URL, or a server of our own."""
+    if "TEST_DATABASE_URL" in os.environ:
+        yield os.environ["TEST_DATABASE_URL"]
+        return
+    with new_server() as server:
+        yield server.url
 
 
 @pytest.fixture
