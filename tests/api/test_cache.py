@@ -79,7 +79,7 @@ def test_bytes_are_bounded_too(monkeypatch: pytest.MonkeyPatch, clock: FakeClock
 
 
 def test_bytes_are_given_back(monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> None:
-    monkeypatch.setattr(inventory_api, "CACHE_BYTES", 10_100)
+    monkeypatch.setattr(inventory_api, "CACHE_BYTES", 12_000)
     cache = TTLCache(1000, 30, clock)
     for turn in range(20):
         cache.fetch("a", give("x" * 5000))
