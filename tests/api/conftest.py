@@ -119,6 +119,10 @@ def engine(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+# For what no database can change: once is enough.
+one_engine = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+
+
 @pytest.fixture
 def empty_url(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of a database with nothing in it."""
