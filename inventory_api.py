@@ -749,7 +749,7 @@ def decode_component(raw: str, what: str) -> str:
     """Percent-decoded UTF-8 without NUL, from a WSGI string (bytes told as Latin-1). Raises BadInput."""
     try:
         text = unquote_to_bytes(raw.replace("+", " ").encode("latin-1")).decode()
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise BadInput(f"{what} is not UTF-8") from error
     if "\0" in text or re.search("%(?![0-9A-Fa-f]{2})", raw):
         raise BadInput(f"{what} has a NUL or a broken escape")
@@ -1123,6 +1123,8 @@ class Finder:
             start = "price_cents >= :low" if self._down else "price_cents <= :high"
             near_end = (self._values["high"], MAX_ID) if self._down else (self._values["low"], 0)
             position = position or Position(self._query.forward, True, *near_end)
+        if position is None and self._column == "id":
+            position = Position(True, True, None, 1)
         if position is None:
             return start, {}
         after = ("<" if self._down else ">") + ("=" if position.inclusive else "")
