@@ -231,7 +231,9 @@ def test_what_is_no_stock_is_refused_in_a_csv(written: str) -> None:
         list(read_products(cells(stock=written)))
 
 
-@pytest.mark.parametrize("written", ["0", "-1", "1_0", "+5", "٣", " 5", "5 ", "007", "1.0", str(2**63), "9" * 5000], ids=ids)
+@pytest.mark.parametrize(
+    "written", ["0", "-1", "1_0", "+5", "٣", " 5", "5 ", "007", "1.0", str(2**63), "9" * 5000], ids=ids
+)
 def test_what_is_no_id_is_refused_in_a_csv(written: str) -> None:
     with pytest.raises(BadLine, match=r"line 2: id"):
         list(read_products(cells(number=written)))
