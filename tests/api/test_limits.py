@@ -295,7 +295,8 @@ def test_a_malformed_header_of_the_proxy_is_a_bad_request(desks: Service, forwar
 
 @one_engine
 @pytest.mark.parametrize(
-    "forwarded_for", ["", ",", ", ,", "unknown", "_hidden", "[", "]", "[::1", "::1:x", "x" * 10_000, "10.0.0.1\tstatus=200", "a b=c", "é", "\x1b[31m", "1.2.3.4:x"],
+    "forwarded_for", ["", ",", ", ,", "unknown", "_hidden", "[", "]", "[::1", "::1:x", "x" * 10_000,
+    "10.0.0.1\tstatus=200", "a b=c", "é", "\x1b[31m", "1.2.3.4:x"],
     ids=lambda text: ascii(text)[:20],
 )  # fmt: skip
 def test_no_forwarded_text_breaks_the_service_or_its_log(desks: Service, forwarded_for: str) -> None:

@@ -16,7 +16,8 @@ def test_on_a_loopback_host_writes_are_open(desks: Service, host: str) -> None:
 
 @one_engine
 @pytest.mark.parametrize(
-    "host", ["0.0.0.0", "::", "192.168.1.5", "10.0.0.1", "128.0.0.1", "2001:db8::1", "example.org", "localhost.example.org", "::ffff:8.8.8.8", "127.0.0.1.example.org"]
+    "host", ["0.0.0.0", "::", "192.168.1.5", "10.0.0.1", "128.0.0.1", "2001:db8::1", "example.org",
+    "localhost.example.org", "::ffff:8.8.8.8", "127.0.0.1.example.org"]
 )  # fmt: skip
 def test_on_any_other_host_writes_are_off_without_a_key(desks: Service, host: str) -> None:
     desks.restart(host=host)
@@ -59,9 +60,12 @@ def test_the_scheme_may_be_in_any_case(desks: Service, scheme: str) -> None:
 @one_engine
 @pytest.mark.parametrize(
     "offered",
-    ["", "Bearer", "Bearer ", "Bearer  ", "Bearer open", "Bearer open-sesame1", "Bearer OPEN-SESAME", "Bearer open-sesame,", "open-sesame",
-     "Basic open-sesame", "Basic b3Blbi1zZXNhbWU6", "Token open-sesame", "Beareropen-sesame", "Bearer open-sesame open-sesame",
-     "Bearer: open-sesame", 'Bearer "open-sesame"', "Bearer \xe9", "Bearer open-sesam\xe9", "Bearer open-sesame, Bearer x", "Bearer " + "x" * 10_000],
+    ["", "Bearer", "Bearer ", "Bearer  ", "Bearer open", "Bearer open-sesame1", "Bearer OPEN-SESAME",
+     "Bearer open-sesame,", "open-sesame",
+     "Basic open-sesame", "Basic b3Blbi1zZXNhbWU6", "Token open-sesame", "Beareropen-sesame",
+     "Bearer open-sesame open-sesame",
+     "Bearer: open-sesame", 'Bearer "open-sesame"', "Bearer \xe9", "Bearer open-sesam\xe9",
+     "Bearer open-sesame, Bearer x", "Bearer " + "x" * 10_000],
     ids=lambda text: ascii(text)[:40],
 )  # fmt: skip
 def test_without_the_very_key_a_write_is_refused(desks: Service, offered: str) -> None:
