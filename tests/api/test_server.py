@@ -279,3 +279,14 @@ def test_the_limit_holds_over_a_socket(tmp_path: Path) -> None:
         assert statuses == [200] * 5 + [429] * 2
         forged = requests.get(f"{url}/products/1", headers={"X-Forwarded-For": "10.0.0.1"}, timeout=10)
         assert (forged.status_code, forged.headers["Retry-After"]) == (429, "1000")
+
+
+def test_the_trusted_proxys_word_arrives_over_a_socket(tmp_path: Path) -> None:
+    env = {"TRUSTED_PROXY": "127.0.0.1", "RATE_LIMIT": "0.001", "RATE_BURST": "5"}
+    with running(cwd=tmp_path, env=env) as (url, process):
+        for client in ("10.0.0.1", "10.0.0.2"):
+            answered = requests.get(f"{url}/products", headers={"X-Forwarded-For": f"1.2.3.4, {client}"}, timeout=10)
+            assert answered.headers["RateLimit"].startswith('"default";r=3;')
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=20)
+    assert [line.rsplit("client=")[1] for line in err.splitlines()] == ["10.0.0.1", "10.0.0.2"]

@@ -170,7 +170,7 @@ def lines(output: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "variable"),
-    [(["--port", "x"], "PORT"), (["--nonsense"], "--nonsense"), ([], "RATE_BURST"), (["--port=1\n2"], "PORT")],
+    [(["--port", "x"], "PORT"), (["--non\nsense"], "--non"), ([], "RATE_BURST"), (["--port=1\n2"], "PORT")],
 )
 def test_a_bad_value_stops_the_program_with_one_line(
     run_program: Run, tmp_path: Path, arguments: list[str], variable: str
