@@ -67,6 +67,7 @@ DEFAULT_LIMIT, MAX_LIMIT = 50, 200  # products a page
 MAX_TOTAL = 10_000  # products; a total beyond it is not counted out
 MAX_BODY = 16 * 1024  # bytes
 MAX_WAITRESS_BODY = 1024 * 1024  # bytes; beyond it waitress refuses before the app is asked
+MAX_UNREAD = 16 * 1024 * 1024  # bytes that are read and thrown away behind a refusal
 MAX_CONNECTIONS = 10_000
 MAX_CLIENTS = 10_000  # token buckets remembered
 
@@ -540,39 +541,32 @@ class Flight(NamedTuple):
 class TTLCache:
     """Least-recently-used representations with a time to live, bounded by entries and by bytes.
 
-    Every invalidation begins a generation. A load that ends in a later one than it began in may have read what is no
-    longer so: its result is answered but not kept, and who comes after the invalidation does not join it (the leases of
-    Nishtala et al., NSDI 2013, with one lease for all keys). `state` is asked before every answer and every fill:
-    when what it returns has changed, another writer was at work, and everything is forgotten.
+    Every invalidation begins a generation. What a load read is kept only if it ends in the generation it began in, and
+    only then do others join it (the leases of Nishtala et al., NSDI 2013, with one for all keys). `state` is asked
+    before every answer and fill: when what it returns has changed, another writer was at work, and all is forgotten.
     """
 
     def __init__(
         self, size: int, ttl: float, timer: Callable[[], float] = time.monotonic, state: Callable[[], object] = int
     ) -> None:
-        self._size, self._ttl, self._timer, self._state = (size if ttl else 0), ttl, timer, state
+        self._size, self._ttl, self._timer = (size if ttl else 0), ttl, timer
+        self._state, self._seen, self._generation, self._bytes = state, state(), 0, 0
         self._lock = threading.Lock()  # never held while something is loaded
         self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
         self._flights: dict[Hashable, Flight] = {}
-        self._generation = self._bytes = 0
-        self._seen = state()
 
     def fetch(self, key: Hashable, load: Loader, volatile: bool = False, fresh: bool = False) -> Answer:
-        """The live entry of `key`, or what `load()` gives; concurrent misses of a key load once.
-
-        A volatile entry ends with any invalidation, of whatever key. `fresh` takes neither an entry nor another's load.
-        """
+        """What `key` has alive, or what one `load()` gives all who miss it. Volatile: it ends with any invalidation."""
         with self._lock:
             self._follow_state()
             entry = None if fresh else self._live_entry(key)
             if entry:
                 return Answer(entry.representation, cached=True)
-            flight = self._flights.get(key)
-            if fresh or not self._size or not flight or flight.generation != self._generation:
-                flight, leads = Flight(Future(), self._generation), True
-                self._flights[key] = flight
-            else:
-                leads = False
-        if leads:
+            under_way = None if fresh or not self._size else self._flights.get(key)
+            joins = under_way is not None and under_way.generation == self._generation
+            flight = under_way if under_way and joins else Flight(Future(), self._generation)
+            self._flights[key] = flight
+        if not joins:
             self._fly(key, flight, load, volatile)
         return Answer(flight.result.result(), cached=False)
 
@@ -596,12 +590,11 @@ class TTLCache:
 
     def _live_entry(self, key: Hashable) -> Entry | None:
         entry = self._entries.get(key)
-        if entry and (entry.expires <= self._timer() or entry.generation not in (None, self._generation)):
-            self._drop(key)
-            return None
-        if entry:
+        if entry and entry.expires > self._timer() and entry.generation in (None, self._generation):
             self._entries.move_to_end(key)
-        return entry
+            return entry
+        self._drop(key)
+        return None
 
     def _keep(self, key: Hashable, representation: Representation | None, generation: int | None) -> None:
         self._drop(key)
@@ -620,12 +613,10 @@ class TTLCache:
         self._bytes -= entry.size if entry else 0
 
     def _follow_state(self) -> None:
-        state = self._state()
-        if state != self._seen:
-            self._seen = state
+        if (state := self._state()) != self._seen:
+            self._seen, self._bytes = state, 0
             self._generation += 1
             self._entries.clear()
-            self._bytes = 0
 
 
 # ---------------------------------------------------------------- rate limiting
@@ -702,9 +693,10 @@ def parse_cents(text: str, grammar: re.Pattern[str] = PRICE) -> int | None:
     significant = digits.rstrip("0")
     if not significant:
         return 0
-    if len(exponent.lstrip("+-0")) > 6:  # no body has a million digits to make up for it
+    power = exponent.lstrip("+-").lstrip("0") or "0"
+    if len(power) > 6:  # no body has a million digits to make up for it
         return None
-    zeros = len(digits) - len(significant) - len(fraction) + int(exponent) + 2
+    zeros = len(digits) - len(significant) - len(fraction) + int(power) * (-1 if exponent[0] == "-" else 1) + 2
     fits = 0 <= zeros <= len(str(MAX_CENTS)) - len(significant)
     return int(significant + "0" * zeros) if fits else None
 
@@ -1513,7 +1505,8 @@ class Gate:
 
     def process_resource(self, req: falcon.Request, resp: falcon.Response, resource: Any, params: object) -> None:
         if req.method not in falcon.COMBINED_METHODS:  # Falcon would say 400
-            raise falcon.HTTPMethodNotAllowed([name[3:].upper() for name in dir(resource) if name.startswith("on_")])
+            methods = [name[3:].upper() for name in dir(resource) if name.startswith("on_")]
+            raise falcon.HTTPMethodNotAllowed([*methods, "OPTIONS"])
         cost = resource.costs.get(req.method, 0)
         if cost and self._limiter:
             self._charge(self._limiter, cost, req, resp)
@@ -1680,7 +1673,8 @@ class Refusal(waitress.task.ErrorTask):
     """What waitress refuses before the app is asked, told like every other error."""
 
     def execute(self) -> None:
-        server: Any = self.channel.server
+        channel: Any = self.channel
+        channel.refused, server = True, channel.server
         refused: Any = self.request.error  # type: ignore[attr-defined]
         status, request_id = HTTPStatus(refused.code), server.next_id()
         body = problem_json(status, one_line(refused.body), "", request_id, {})
@@ -1698,7 +1692,30 @@ class Refusal(waitress.task.ErrorTask):
 
 
 class Channel(waitress.channel.HTTPChannel):
+    """A connection that reads on after a refusal: closed over unread bytes, it would be reset, and the refusal lost."""
+
     error_task_class = Refusal
+    refused = False
+    unread_left = 0  # bytes, once it lingers
+
+    def handle_close(self) -> None:
+        if self.refused and self.connected and self.socket:
+            self.refused, self.will_close, self.close_when_flushed = False, False, False
+            self.unread_left = MAX_UNREAD
+            self.socket.shutdown(socket.SHUT_WR)
+        else:
+            super().handle_close()
+
+    def readable(self) -> bool:
+        return self.unread_left > 0 or super().readable()
+
+    def handle_read(self) -> None:
+        if not self.unread_left:
+            super().handle_read()
+        else:
+            self.unread_left -= min(self.unread_left, len(self.recv(65536)))
+            if not self.unread_left:
+                self.handle_close()
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -130,7 +130,8 @@ def test_statements_of_one_request_share_one_deadline(url: str) -> None:
                 execute("SELECT pg_sleep(0.1)")
             else:
                 execute(
-                    "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 300000) SELECT count(*) FROM n"
+                    "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 300000)"
+                    " SELECT count(*) FROM n"
                 )
 
     with pytest.raises(inventory_api.DatabaseUnavailable, match="longer than"):

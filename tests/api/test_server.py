@@ -1,14 +1,14 @@
-"""The real program over a socket: what waitress answers, how it starts and how it stops."""
+"""The real program, over a real socket."""
 
-import http.client
+from __future__ import annotations
+
 import json
 import re
 import signal
 import socket
-import threading
+import subprocess
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,19 +17,146 @@ import requests
 
 from tests.api.conftest import running
 
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 pytestmark = pytest.mark.slow
-
-HOST = b"Host: localhost\r\n"
-JSON = b"Content-Type: application/json\r\n"
-MAX_HEADERS, MAX_BODY = 256 * 1024, 1024 * 1024
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a server with the sample products, for tests that change none that another one looks at."""
-    with running(cwd=tmp_path_factory.mktemp("server"), env={"RATE_LIMIT": "0"}) as (url, process):
-        threading.Thread(target=process.stderr.read if process.stderr else None, daemon=True).start()
+    """The URL of a server on SQLite with its sample products."""
+    with running(cwd=tmp_path_factory.mktemp("server"), env={"RATE_LIMIT": "0"}) as (url, _):
         yield url
+
+
+def raw(base: str, *parts: bytes) -> bytes:
+    """All that the server sends back on one connection."""
+    address = urlsplit(base)
+    with socket.create_connection((address.hostname, address.port or 80), timeout=10) as connection:
+        for part in parts:
+            connection.sendall(part)
+        received = b""
+        while data := connection.recv(65536):
+            received += data
+    return received
+
+
+def test_it_starts_with_a_thousand_sample_products(base: str) -> None:
+    page = requests.get(f"{base}/products?include_total=true&limit=1", timeout=5).json()
+    assert page["total"] == 1000
+
+
+def test_a_walk_over_the_wire(base: str) -> None:
+    url, seen = f"{base}/products/search?name=oak&limit=30", []
+    with requests.Session() as session:
+        while url:
+            response = session.get(url, timeout=5)
+            seen += [item["name"] for item in response.json()["items"]]
+            url = response.links.get("next", {}).get("url", "")
+            url = requests.compat.urljoin(response.url, url) if url else ""
+    assert len(seen) == 100
+    assert all("oak" in name.lower() for name in seen)
+
+
+def test_a_change_over_the_wire(base: str) -> None:
+    etag = requests.get(f"{base}/products/5", timeout=5).headers["ETag"]
+    changed = requests.patch(f"{base}/products/5", json={"price": "1.50"}, headers={"If-Match": etag}, timeout=5)
+    assert (changed.status_code, changed.json()["price"]) == (200, "1.50")
+    lost = requests.patch(f"{base}/products/5", json={"price": "2"}, headers={"If-Match": etag}, timeout=5)
+    assert (lost.status_code, lost.headers["ETag"]) == (412, changed.headers["ETag"])
+
+
+def test_a_chunked_body_is_read(base: str) -> None:
+    answer = raw(
+        base,
+        b"PATCH /products/6 HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        b'Transfer-Encoding: chunked\r\n\r\n5\r\n{"pri\r\n8\r\nce": 33}\r\n0\r\n\r\n',
+    )
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b'"price":"33.00"' in answer
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET /products/1 HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 300_000 + b"\r\n\r\n", 431),
+        (b"PATCH /products/1 HTTP/1.1\r\nHost: x\r\nContent-Length: 2000000\r\n\r\n", 413),
+        (b"PATCH /products/1 HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n", 400),
+        (b"GET /products/1 HTTP/1.1\r\nHost: x\r\nno colon here\r\n\r\n", 400),
+        (b"GET /products/1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+        (b"get /products/1 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    ],
+)
+def test_what_waitress_refuses_is_a_problem_document_too(base: str, request_bytes: bytes, status: int) -> None:
+    head, _, body = raw(base, request_bytes).partition(b"\r\n\r\n")
+    assert head.split(b" ")[1] == str(status).encode()
+    for header in (
+        b"Content-Type: application/problem+json",
+        b"Cache-Control: no-store",
+        b"X-Content-Type-Options: nosniff",
+    ):
+        assert header in head
+    assert b"X-Request-Id: " in head
+    assert f'"status": {status}'.encode() in body
+
+
+def test_a_refusal_reaches_a_client_that_is_still_sending(base: str) -> None:
+    response = requests.patch(f"{base}/products/1", data=b"x" * 5_000_000, timeout=10)
+    assert (response.status_code, response.headers["Content-Type"]) == (413, "application/problem+json")
+
+
+def test_a_body_between_the_two_limits_is_a_413_of_the_app(base: str) -> None:
+    headers = {"Content-Type": "application/json"}
+    response = requests.patch(f"{base}/products/1", data=b" " * 100_000, headers=headers, timeout=5)
+    assert (response.status_code, response.headers["Content-Type"]) == (413, "application/problem+json")
+
+
+def test_one_connection_serves_many_requests(base: str) -> None:
+    request = b"GET /products/1 HTTP/1.1\r\nHost: x\r\n\r\n"
+    last = b"HEAD /products/1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    answer = raw(base, request * 3 + last)
+    assert answer.count(b"HTTP/1.1 200 OK") == 4
+    assert answer.count(b'{"id":1,') == 3
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_it_stops_when_told_with_exit_code_0(tmp_path: Path, how: signal.Signals) -> None:
+    with running(cwd=tmp_path, stop=how) as (base, process):
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"try: curl {base}/products/7\n"
+        requests.get(f"{base}/products/7", timeout=5)
+    assert process.returncode == 0
+
+
+def test_a_second_start_adds_no_samples(tmp_path: Path) -> None:
+    for _ in range(2):
+        with running(cwd=tmp_path) as (base, _):
+            assert requests.get(f"{base}/products?include_total=true", timeout=5).json()["total"] == 1000
+
+
+def test_a_database_that_is_named_gets_no_samples(tmp_path: Path) -> None:
+    with running("--database-url", "sqlite:///inventory.db", cwd=tmp_path) as (base, _):
+        assert requests.get(f"{base}/products", timeout=5).json()["items"] == []
+
+
+def test_each_request_is_logged_unless_the_level_is_higher(tmp_path: Path) -> None:
+    for level, expected in (("INFO", 1), ("WARNING", 0)):
+        with running(cwd=tmp_path, env={"LOG_LEVEL": level}) as (base, process):
+            requests.get(f"{base}/products/7", timeout=5)
+            process.terminate()
+            assert process.stderr is not None
+            assert process.stderr.read().count("path=/products/7 status=200") == expected
+
+
+def test_a_port_in_use_is_told_in_one_line(base: str, run_program: Run) -> None:
+    result = run_program("--port", str(urlsplit(base).port))
+    assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
+    assert "cannot listen" in result.stderr
+
+
+HOST = b"Host: localhost\r\n"
+JSON = b"Content-Type: application/json\r\n"
+MAX_HEADERS, MAX_BODY = 256 * 1024, 1024 * 1024
+OVERSIZED = b"%s /products/1 HTTP/1.1\r\n" + HOST + b"X-Request-ID: mine\r\nContent-Length: 2000000\r\n\r\n"
 
 
 def exchange(base: str, sent: bytes) -> bytes:
@@ -101,9 +228,6 @@ def test_what_waitress_refuses_is_a_problem_document(base: str, sent: bytes, exp
     assert requests.get(f"{base}/healthz", timeout=10).status_code == 200
 
 
-OVERSIZED = b"%s /products/1 HTTP/1.1\r\n" + HOST + b"X-Request-ID: mine\r\nContent-Length: 2000000\r\n\r\n"
-
-
 def test_a_refused_body_keeps_the_clients_request_id(base: str) -> None:
     _, headers, body = parsed(exchange(base, OVERSIZED % b"PATCH"))
     assert (headers["x-request-id"], json.loads(body)["request_id"]) == ("mine", "mine")
@@ -149,25 +273,6 @@ def test_a_chunked_body_is_a_body_like_any_other(base: str, body: bytes, expecte
     assert headers["content-type"] == ("application/json" if expected == 200 else "application/problem+json")
 
 
-def test_a_connection_serves_many_requests(base: str) -> None:
-    address = urlsplit(base)
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=10)
-    connection.connect()
-    opened = connection.sock
-    for method, path, expected in [
-        ("GET", "/products/1", 200), ("HEAD", "/products/1", 200), ("HEAD", "/nowhere", 404), ("OPTIONS", "/products",
-        200),
-        ("GET", "/products/9999", 404), ("BREW", "/products", 405), ("PATCH", "/products/1", 415), ("GET",
-        "/products", 200),
-    ]:  # fmt: skip
-        connection.request(method, path)
-        answered = connection.getresponse()
-        body = answered.read()
-        assert (answered.status, bool(body)) == (expected, method not in ("HEAD", "OPTIONS"))
-        assert connection.sock is opened
-    connection.close()
-
-
 def test_pipelined_requests_are_answered_in_order(base: str) -> None:
     ids = [b"one", b"two", b"three"]
     sent = b"".join(
@@ -185,18 +290,6 @@ def test_raw_bytes_in_a_query_are_no_server_error(base: str) -> None:
         assert parsed(answer)[0] == (200 if b"#" in query else 400)
 
 
-def test_sales_by_many_clients_at_once_are_all_counted(base: str) -> None:
-    url = f"{base}/products/3"
-    requests.patch(url, json={"stock_level": 500}, timeout=10)
-
-    def sell(_: int) -> int:
-        return requests.patch(url, json={"stock_delta": -3}, timeout=10).status_code
-
-    with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(sell, range(64))) == {200}
-    assert requests.get(url, timeout=10).json()["stock_level"] == 500 - 3 * 64
-
-
 def test_a_slow_sender_holds_up_nobody(base: str) -> None:
     address = urlsplit(base)
     slow = [socket.create_connection((address.hostname or "", address.port or 0)) for _ in range(40)]
@@ -207,9 +300,6 @@ def test_a_slow_sender_holds_up_nobody(base: str) -> None:
     assert time.monotonic() - began < 5
     for connection in slow:
         connection.close()
-
-
-# ---------------------------------------------------------------- start and stop
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
@@ -245,18 +335,6 @@ def test_an_ipv6_host_is_printed_as_a_url_needs_it(tmp_path: Path) -> None:
         assert changed.status_code == 200
 
 
-def test_each_request_is_a_line_on_stderr(tmp_path: Path) -> None:
-    with running(cwd=tmp_path) as (url, process):
-        for path in ("/products/1", "/nowhere"):
-            requests.get(f"{url}{path}?x=1", headers={"X-Request-ID": "mine"}, timeout=10)
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=20)
-    first, second = err.splitlines()
-    assert " method=GET path=/products/1 status=400 " in first
-    assert " method=GET path=/nowhere status=404 " in second
-    assert first.endswith(" request_id=mine client=127.0.0.1")
-
-
 @pytest.mark.parametrize("level", ["WARNING", "ERROR"])
 def test_a_higher_log_level_silences_the_requests(tmp_path: Path, level: str) -> None:
     with running(cwd=tmp_path, env={"LOG_LEVEL": level}) as (url, process):
@@ -265,20 +343,6 @@ def test_a_higher_log_level_silences_the_requests(tmp_path: Path, level: str) ->
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=20)
     assert err == ""
-
-
-def test_two_starts_share_one_database(tmp_path: Path) -> None:
-    with running(cwd=tmp_path) as (first, _), running(cwd=tmp_path) as (second, _):
-        changed = requests.patch(f"{first}/products/1", json={"price": 1.5}, timeout=10)
-        assert requests.get(f"{second}/products/1", timeout=10).json() == changed.json()
-
-
-def test_the_limit_holds_over_a_socket(tmp_path: Path) -> None:
-    with running(cwd=tmp_path, env={"RATE_LIMIT": "0.001", "RATE_BURST": "5"}) as (url, _):
-        statuses = [requests.get(f"{url}/products/1", timeout=10).status_code for _ in range(7)]
-        assert statuses == [200] * 5 + [429] * 2
-        forged = requests.get(f"{url}/products/1", headers={"X-Forwarded-For": "10.0.0.1"}, timeout=10)
-        assert (forged.status_code, forged.headers["Retry-After"]) == (429, "1000")
 
 
 def test_the_trusted_proxys_word_arrives_over_a_socket(tmp_path: Path) -> None:
