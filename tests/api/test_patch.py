@@ -238,3 +238,70 @@ def test_sixteen_kibibytes_are_taken_and_one_byte_more_is_not(desks: Service) ->
 def test_a_parameter_is_refused_on_a_change_too(desks: Service) -> None:
     result = desks.request("PATCH", "/products/1", "force=1", '{"price": 1}', Content_Type="application/json")
     assert (result.status_code, "'force'" in result.json["detail"]) == (400, True)
+
+
+def fields(answered: Any) -> list[str]:
+    return sorted(error["field"] for error in answered.json["errors"])
+
+
+def test_a_change_leaves_other_products_alone(desks: Service) -> None:
+    desks.patch(1, '{"price": 1}')
+    assert [desks.get(f"/products/{id}").json["version"] for id in (1, 2, 3)] == [2, 1, 1]
+
+
+def test_of_many_who_want_the_last_ones_no_more_are_served_than_there_are(desks: Service) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(lambda _: desks.patch(1, '{"stock_delta": -1}').status_code, range(30)))
+    assert (statuses.count(200), statuses.count(409)) == (12, 18)
+    assert desks.get("/products/1").json["stock_level"] == 0
+
+
+def test_of_many_who_change_one_version_only_one_succeeds(desks: Service) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda n: desks.patch(1, f'{{"price": {n}}}', If_Match='"1"'), range(16)))
+    statuses = [answered.status_code for answered in answers]
+    assert (statuses.count(200), statuses.count(412)) == (1, 15)
+    assert desks.get("/products/1").json["price"] == f"{statuses.index(200)}.00"
+
+
+@one_engine
+def test_a_level_and_a_delta_together_hide_no_other_error(desks: Service) -> None:
+    refused = desks.patch(1, '{"stock_level": 5, "stock_delta": 1, "price": -1, "name": "x"}')
+    assert {"price", "name"} < set(fields(refused))
+
+
+@one_engine
+def test_a_body_full_of_unknown_fields_gets_an_answer(desks: Service) -> None:
+    refused = desks.patch(1, json.dumps({f"f{n}": n for n in range(1000)}))
+    assert (refused.status_code, len(refused.json["errors"])) == (422, 1000)
+
+
+def test_the_etag_of_a_change_opens_the_next_one(desks: Service) -> None:
+    first = desks.patch(1, '{"stock_delta": -1}', If_Match=desks.get("/products/1").headers["etag"])
+    second = desks.patch(1, '{"stock_delta": -1}', If_Match=first.headers["etag"])
+    assert (second.status_code, second.headers["etag"]) == (200, '"3"')
+
+
+def test_a_change_by_plain_sql_makes_the_old_etag_fail(desks: Service) -> None:
+    assert desks.get("/products/1").headers["etag"] == '"1"'
+    desks.execute("UPDATE products SET stock_level = 5 WHERE id = 1")
+    refused = desks.patch(1, '{"price": 1}', If_Match='"1"')
+    assert (refused.status_code, refused.headers["etag"]) == (412, '"2"')
+
+
+@pytest.mark.parametrize(
+    "header", [",", " ", ", " * 50_000, '"1"' + ", " * 50_000 + "x", '"a",' * 20_000 + "x", '"' * 50_001]
+)
+def test_a_long_malformed_if_match_is_read_in_no_time(header: str) -> None:
+    assert parse_if_match(header) == frozenset()
+
+
+BIG = "{" + " " * (16 * 1024)
+
+
+@one_engine
+def test_the_rate_limit_comes_before_the_key_and_after_the_path(desks: Service) -> None:
+    desks.restart(api_key="key", rate_limit=1.0, rate_burst=5)
+    assert [desks.patch("abc", BIG).status_code for _ in range(2)] == [401, 429]
+    assert desks.request("PATCH", "/nowhere").status_code == 404
+    assert desks.request("PATCH", "/products").status_code == 405

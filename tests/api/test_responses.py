@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 import pytest
 
-from inventory_api import BadInput, is_not_modified, parse_query
+from inventory_api import BadInput, DatabaseUnavailable, is_not_modified, parse_query
 from tests.api.conftest import Service, one_engine
+
+# What a method is called is the app's business here, not the test client's.
+pytestmark = pytest.mark.filterwarnings("ignore:Unknown REQUEST_METHOD")
 
 ROUTES = ["/", "/products", "/products/1", "/healthz", "/readyz"]
 
@@ -207,3 +212,153 @@ def test_every_request_is_one_line_in_the_log(desks: Service) -> None:
     )
     assert desks.lines[1].count("status=404") == 1
     assert "method=PATCH path=/products/1 status=400" in desks.lines[2]
+
+
+QUERY = {"/products/search": "name=desk"}
+JSON = {"Content_Type": "application/json"}
+MEMBERS = {"type", "title", "status", "detail", "instance", "request_id"}
+REQUESTS = [
+    ("GET", "/products/1", ""),
+    ("GET", "/products", ""),
+    ("GET", "/products/search", "name=desk"),
+    ("PATCH", "/products/1", ""),
+]
+
+
+def assert_is_problem(answered: Any, status: int, path: str) -> None:
+    assert answered.status_code == status, answered.text
+    assert answered.headers["content-type"] == "application/problem+json"
+    assert answered.headers["cache-control"] == "no-store"
+    assert answered.headers["x-content-type-options"] == "nosniff"
+    problem = answered.json
+    assert problem.keys() >= MEMBERS
+    assert (problem["status"], problem["instance"]) == (status, path)
+    assert problem["request_id"] == answered.headers["x-request-id"]
+    assert all(isinstance(problem[member], str) and problem[member] for member in MEMBERS - {"status"})
+
+
+@one_engine
+@pytest.mark.parametrize("path", ["/caf\xc3\xa9", "/a%20b", "/a%0d%0aX:y", "/%22%3E", "/%FF"])
+def test_the_instance_is_a_uri_reference(desks: Service, path: str) -> None:
+    instance = desks.get(path).json["instance"]
+    assert re.fullmatch(r"(?:[A-Za-z0-9/._~!$&'()*+,;=:@-]|%[0-9A-F]{2})+", instance)
+    assert urlsplit(instance).netloc == ""
+
+
+def broken(error: Exception) -> Callable[..., NoReturn]:
+    def fail(*arguments: object) -> NoReturn:
+        raise error
+
+    return fail
+
+
+@one_engine
+@pytest.mark.parametrize(("method", "path", "query"), [*REQUESTS, ("GET", "/readyz", "")])
+def test_a_database_that_is_away_is_a_problem_with_a_time_to_come_back(
+    desks: Service, monkeypatch: pytest.MonkeyPatch, method: str, path: str, query: str
+) -> None:
+    for work in ("read", "write"):
+        monkeypatch.setattr(desks.database, work, broken(DatabaseUnavailable("the database is away")))
+    failed = desks.request(method, path, query, '{"price": 1}', **JSON)
+    assert_is_problem(failed, 503, path)
+    assert re.fullmatch("[1-9][0-9]*", failed.headers["retry-after"])
+
+
+@one_engine
+def test_while_the_database_is_away_health_and_the_cache_still_answer(
+    desks: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = desks.get("/products/1")
+    monkeypatch.setattr(desks.database, "read", broken(DatabaseUnavailable("away")))
+    assert [desks.get(path).status_code for path in ("/healthz", "/", "/readyz")] == [200, 200, 503]
+    assert desks.get("/products/1").json == before.json
+
+
+def allowed(answered: Any) -> set[str]:
+    return {method.strip() for method in answered.headers["allow"].split(",")}
+
+
+@one_engine
+def test_the_allowed_methods_are_the_same_wherever_they_are_told(desks: Service) -> None:
+    told = [allowed(desks.request(method, "/products/1")) for method in ("OPTIONS", "POST", "BREW")]
+    assert told[0] >= {"GET", "HEAD", "PATCH"}
+    assert told == [told[0]] * 3
+
+
+@one_engine
+@pytest.mark.parametrize("path", ROUTES)
+def test_options_lists_the_methods_of_a_route(desks: Service, path: str) -> None:
+    answered = desks.request("OPTIONS", path)
+    assert answered.status_code in (200, 204)
+    assert answered.content == b""
+    assert ("PATCH" in allowed(answered)) == (path == "/products/1")
+    assert allowed(answered) >= {"GET", "HEAD"}
+    assert answered.headers["cache-control"] in ("private, no-cache", "no-store")
+    assert answered.headers["x-content-type-options"] == "nosniff"
+
+
+@one_engine
+def test_head_is_conditional_too(desks: Service) -> None:
+    assert desks.request("HEAD", "/products/1", If_None_Match='"1"').status_code == 304
+
+
+@one_engine
+def test_what_is_not_there_is_never_unmodified(desks: Service) -> None:
+    assert desks.get("/products/9", If_None_Match="*").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/products/1", "/products", "/products/search"])
+def test_after_a_change_the_old_etag_no_longer_fits(desks: Service, path: str) -> None:
+    old = desks.get(path, QUERY.get(path, "")).headers["etag"]
+    desks.patch(1, '{"price": 1}')
+    assert desks.get(path, QUERY.get(path, ""), If_None_Match=old).status_code == 200
+
+
+@one_engine
+def test_pages_that_differ_have_etags_that_differ(desks: Service) -> None:
+    queries = ("", "limit=1", "sort=price", "include_total=true")
+    etags = [desks.get("/products", query).headers["etag"] for query in queries]
+    assert len(set(etags)) == len(queries)
+    assert all(re.fullmatch(r'(W/)?"[\x21\x23-\x7e]+"', etag) for etag in etags)
+
+
+@one_engine
+def test_a_bug_has_its_line_in_the_log_too(desks: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desks.database, "read", broken(RuntimeError("oops")))
+    desks.get("/products/1")
+    (line,) = desks.lines
+    assert " status=500 " in line
+
+
+@one_engine
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/a%0Astatus=200",
+        "/a%0D%0Ab",
+        "/a%20status=200%20b",
+        "/a%1B%5B31m",
+        "/caf%C3%A9",
+        "/%E2%80%A8x",
+        "/%C2%85x",
+        "/a%22b",
+        "/%00",
+        "/%FF",
+    ],
+)
+def test_nothing_in_a_path_can_forge_the_log(desks: Service, path: str) -> None:
+    desks.get(path)
+    (line,) = desks.lines
+    assert line.isascii()
+    assert line[:-1].isprintable()
+    assert len(line.split()) == 7
+    assert " status=404 " in line
+
+
+@one_engine
+def test_the_log_keeps_keys_and_search_terms_to_itself(desks: Service) -> None:
+    desks.restart(api_key="open-sesame")
+    desks.patch(1, '{"price": 1}', Authorization="Bearer open-sesame")
+    desks.get("/products/search", "name=confidential")
+    assert len(desks.lines) == 2
+    assert not re.search("sesame|confidential", "".join(desks.lines))

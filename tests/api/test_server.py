@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -148,3 +151,206 @@ def test_a_port_in_use_is_told_in_one_line(base: str, run_program: Run) -> None:
     result = run_program("--port", str(urlsplit(base).port))
     assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
     assert "cannot listen" in result.stderr
+
+
+HOST = b"Host: localhost\r\n"
+JSON = b"Content-Type: application/json\r\n"
+MAX_HEADERS, MAX_BODY = 256 * 1024, 1024 * 1024
+OVERSIZED = b"%s /products/1 HTTP/1.1\r\n" + HOST + b"X-Request-ID: mine\r\nContent-Length: 2000000\r\n\r\n"
+
+
+def exchange(base: str, sent: bytes) -> bytes:
+    """All that the server answers until it closes the connection."""
+    address = urlsplit(base)
+    with socket.create_connection((address.hostname or "", address.port or 0), timeout=10) as connection:
+        connection.sendall(sent)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def parsed(answer: bytes) -> tuple[int, dict[str, str], bytes]:
+    """The status, the headers in lower case and the body of a raw answer."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status, *headers = head.decode("latin-1").split("\r\n")
+    return int(status.split()[1]), {k.lower(): v for k, v in (header.split(": ", 1) for header in headers)}, body
+
+
+def padded_to(size: int, start: bytes) -> bytes:
+    return start + b"a" * (size - len(start))
+
+
+REFUSED: list[tuple[str, bytes, int]] = [
+    ("headers too large", padded_to(MAX_HEADERS, b"GET / HTTP/1.1\r\n" + HOST + b"X: "), 431),
+    ("body over 1 MiB", b"PATCH /products/1 HTTP/1.1\r\n" + HOST + JSON + b"Content-Length: 1048577\r\n\r\n", 413),
+    (
+        "body far over",
+        b"PATCH /products/1 HTTP/1.1\r\n" + HOST + JSON + b"Content-Length: 99999999999999999999\r\n\r\n",
+        413,
+    ),
+    (
+        "chunks over 1 MiB",
+        b"PATCH /products/1 HTTP/1.1\r\n"
+        + HOST
+        + JSON
+        + b"Transfer-Encoding: chunked\r\n\r\n"
+        + padded_to(MAX_BODY, b"200000\r\n"),
+        413,
+    ),
+    ("length with a sign", b"PATCH /products/1 HTTP/1.1\r\n" + HOST + b"Content-Length: +5\r\n\r\n", 400),
+    ("length with an underscore", b"PATCH /products/1 HTTP/1.1\r\n" + HOST + b"Content-Length: 1_0\r\n\r\n", 400),
+    ("negative length", b"PATCH /products/1 HTTP/1.1\r\n" + HOST + b"Content-Length: -1\r\n\r\n", 400),
+    ("no length", b"PATCH /products/1 HTTP/1.1\r\n" + HOST + b"Content-Length: \r\n\r\n", 400),
+    ("two lengths", b"PATCH /products/1 HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n", 400),
+    ("gzip transfer", b"PATCH /products/1 HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: gzip\r\n\r\n", 501),
+    ("gzip, chunked", b"PATCH /products/1 HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: gzip, chunked\r\n\r\n", 501),
+    ("bad chunk", b"PATCH /products/1 HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+    ("no colon", b"GET / HTTP/1.1\r\n" + HOST + b"nonsense\r\n\r\n", 400),
+    ("space in a name", b"GET / HTTP/1.1\r\n" + HOST + b"Bad Name: x\r\n\r\n", 400),
+    ("bare line feed", b"GET / HTTP/1.1\r\n" + HOST + b"X: a\nb\r\n\r\n", 400),
+    ("no path", b"GET\r\n\r\n", 400),
+    ("lower case method", b"get / HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    ("handshake of TLS", b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400),
+    ("bytes in a path", b"GET /\xff HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+]
+
+
+@pytest.mark.parametrize(("sent", "expected"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
+def test_what_waitress_refuses_is_a_problem_document(base: str, sent: bytes, expected: int) -> None:
+    status, headers, body = parsed(exchange(base, sent))
+    problem = json.loads(body)
+    assert status == problem["status"] == expected
+    assert headers["content-type"] == "application/problem+json"
+    assert headers["cache-control"] == "no-store"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["x-request-id"] == problem["request_id"]
+    assert int(headers["content-length"]) == len(body)
+    assert problem.keys() >= {"type", "title", "status", "detail", "instance", "request_id"}
+    assert "waitress" not in body.decode().lower()
+    assert requests.get(f"{base}/healthz", timeout=10).status_code == 200
+
+
+def test_a_refused_body_keeps_the_clients_request_id(base: str) -> None:
+    _, headers, body = parsed(exchange(base, OVERSIZED % b"PATCH"))
+    assert (headers["x-request-id"], json.loads(body)["request_id"]) == ("mine", "mine")
+
+
+def test_a_refusal_tells_its_instance(base: str) -> None:
+    assert json.loads(parsed(exchange(base, OVERSIZED % b"PATCH"))[2])["instance"] == "/products/1"
+
+
+def test_a_refused_head_has_no_body(base: str) -> None:
+    status, _, body = parsed(exchange(base, OVERSIZED % b"HEAD"))
+    assert (status, body) == (413, b"")
+
+
+def test_a_refusal_has_its_line_in_the_log_too(tmp_path: Path) -> None:
+    with running(cwd=tmp_path) as (url, process):
+        exchange(url, OVERSIZED % b"PATCH")
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=20)
+    (line,) = err.splitlines()
+    assert re.search(r" method=PATCH path=/products/1 status=413 ms=[0-9.]+ request_id=mine client=127\.0\.0\.1$", line)
+
+
+def chunked(*chunks: bytes) -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in (*chunks, b""))
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (chunked(b'{"stock_', b'level": 5}'), 200),
+        (chunked(b'{"stock_level": 5}', b" " * (16 * 1024 - 18)), 200),
+        (chunked(b'{"stock_level": 5}', b" " * (16 * 1024 - 17)), 413),
+        (chunked(b" " * 500_000), 413),
+        (chunked(b"{"), 400),
+        (chunked(), 400),
+    ],
+)
+def test_a_chunked_body_is_a_body_like_any_other(base: str, body: bytes, expected: int) -> None:
+    head = b"PATCH /products/2 HTTP/1.1\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n" + HOST + JSON
+    status, headers, _ = parsed(exchange(base, head + b"\r\n" + body))
+    assert status == expected
+    assert headers["content-type"] == ("application/json" if expected == 200 else "application/problem+json")
+
+
+def test_pipelined_requests_are_answered_in_order(base: str) -> None:
+    ids = [b"one", b"two", b"three"]
+    sent = b"".join(
+        b"GET /products/%d HTTP/1.1\r\nX-Request-ID: %s\r\n%s\r\n" % (n, id, HOST) for n, id in enumerate(ids, 1)
+    )
+    answer = exchange(
+        base, sent + b"GET /healthz HTTP/1.1\r\nConnection: close\r\nX-Request-ID: end\r\n" + HOST + b"\r\n"
+    )
+    assert re.findall(rb"(?i)x-request-id: (\w+)", answer) == [*ids, b"end"]
+
+
+def test_raw_bytes_in_a_query_are_no_server_error(base: str) -> None:
+    for query in (b"limit=\xff", b"limit=%ff", b"limit=1%00", b"\xff=1", b"cursor=%F0%9F", b"limit=1#frag"):
+        answer = exchange(base, b"GET /products?" + query + b" HTTP/1.1\r\nConnection: close\r\n" + HOST + b"\r\n")
+        assert parsed(answer)[0] == (200 if b"#" in query else 400)
+
+
+def test_a_slow_sender_holds_up_nobody(base: str) -> None:
+    address = urlsplit(base)
+    slow = [socket.create_connection((address.hostname or "", address.port or 0)) for _ in range(40)]
+    for connection in slow:
+        connection.sendall(b"PATCH /products/1 HTTP/1.1\r\nContent-Length: 100\r\n" + HOST + JSON + b"\r\n{")
+    began = time.monotonic()
+    assert requests.get(f"{base}/products/5", timeout=10).status_code == 200
+    assert time.monotonic() - began < 5
+    for connection in slow:
+        connection.close()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_it_stops_when_told_to_and_says_all_is_well(tmp_path: Path, stop: signal.Signals) -> None:
+    with running(cwd=tmp_path, stop=stop) as (url, process), requests.Session() as session:
+        assert session.get(f"{url}/products/1", timeout=10).status_code == 200  # and the connection stays open
+        process.send_signal(stop)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "Traceback" not in err
+
+
+def test_it_prints_where_it_is_and_what_to_try(tmp_path: Path) -> None:
+    with running("--host", "127.0.0.1", cwd=tmp_path) as (url, process):
+        assert re.fullmatch(r"http://127\.0\.0\.1:[0-9]+", url)
+        assert process.stdout is not None
+        second = process.stdout.readline()
+        assert re.fullmatch(rf"try: curl {re.escape(url)}/\S+\n", second)
+        assert requests.get(second.split()[-1], timeout=10).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=20)[0] == ""
+
+
+def test_an_ipv6_host_is_printed_as_a_url_needs_it(tmp_path: Path) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 on this machine")
+    with running("--host", "::1", cwd=tmp_path) as (url, _):
+        assert url.startswith("http://[::1]:")
+        assert requests.get(f"{url}/healthz", timeout=10).status_code == 200
+        changed = requests.patch(f"{url}/products/1", json={"stock_delta": 1}, timeout=10)
+        assert changed.status_code == 200
+
+
+@pytest.mark.parametrize("level", ["WARNING", "ERROR"])
+def test_a_higher_log_level_silences_the_requests(tmp_path: Path, level: str) -> None:
+    with running(cwd=tmp_path, env={"LOG_LEVEL": level}) as (url, process):
+        for path in ("/products/1", "/nowhere"):
+            requests.get(f"{url}{path}", timeout=10)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=20)
+    assert err == ""
+
+
+def test_the_trusted_proxys_word_arrives_over_a_socket(tmp_path: Path) -> None:
+    env = {"TRUSTED_PROXY": "127.0.0.1", "RATE_LIMIT": "0.001", "RATE_BURST": "5"}
+    with running(cwd=tmp_path, env=env) as (url, process):
+        for client in ("10.0.0.1", "10.0.0.2"):
+            answered = requests.get(f"{url}/products", headers={"X-Forwarded-For": f"1.2.3.4, {client}"}, timeout=10)
+            assert answered.headers["RateLimit"].startswith('"default";r=3;')
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=20)
+    assert [line.rsplit("client=")[1] for line in err.splitlines()] == ["10.0.0.1", "10.0.0.2"]
