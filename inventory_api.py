@@ -196,7 +196,9 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
 
 
 def without_password(url: str) -> str:
-    return re.sub(r"(?<=:)[^:/@]+(?=@)", "***", url)
+    return re.sub(
+        r"(://[^:/@]*:).*@|(password=)[^&\s]*", lambda found: f"{found[1]}***@" if found[1] else "password=***", url
+    )
 
 
 # ---------------------------------------------------------------- domain errors
@@ -1456,6 +1458,7 @@ def one_line(error: object) -> str:
 
 # ---------------------------------------------------------------- middleware
 
+CACHED = "private, no-cache"  # keep it, but ask each time whether it still is so
 AccessLog = Callable[[str], object]
 
 
@@ -1463,6 +1466,11 @@ def new_request_ids() -> Callable[[], str]:
     """A source of ids: what this process drew by lot as it began, and a number."""
     prefix, numbers = os.urandom(6).hex(), itertools.count(1)
     return lambda: f"{prefix}-{next(numbers)}"
+
+
+def safe_id(offered: str) -> str:
+    """The id that a client offers, if it is one that can go into a header and a log; else none."""
+    return offered if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", offered) else ""
 
 
 def access_line(method: str, path: str, status: int, seconds: float, request_id: str, client: str) -> str:
@@ -1477,6 +1485,7 @@ def believe_proxy(environ: dict[str, Any]) -> None:
         waitress.proxy_headers.parse_proxy_headers(environ, 1, {"x-forwarded-for"})
     except (waitress.proxy_headers.MalformedProxyHeader, IndexError) as error:
         raise BadInput("the header X-Forwarded-For is malformed") from error
+    environ["REMOTE_ADDR"] = re.sub(r"\[(.*)\](:[0-9]+)?", r"\1", environ["REMOTE_ADDR"])  # of IPv6, the address alone
 
 
 class Conversation:
@@ -1486,11 +1495,12 @@ class Conversation:
         self._access_log, self._next_id, self._trusted_proxy = access_log, next_id, trusted_proxy
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
-        offered = req.env.get("HTTP_X_REQUEST_ID", "")
-        request_id = offered if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", offered) else self._next_id()
+        request_id = safe_id(req.env.get("HTTP_X_REQUEST_ID", "")) or self._next_id()
         req.context.request_id = request_id
         req.context.started = time.perf_counter()
-        resp.set_headers((("X-Request-ID", request_id), ("X-Content-Type-Options", "nosniff")))
+        resp.set_headers(
+            (("X-Request-ID", request_id), ("X-Content-Type-Options", "nosniff"), ("Cache-Control", CACHED))
+        )
         if self._trusted_proxy in ("*", req.env["REMOTE_ADDR"]):
             believe_proxy(req.env)
 
@@ -1536,8 +1546,6 @@ class Gate:
 
 # ---------------------------------------------------------------- resources
 
-CACHED = "private, no-cache"  # keep it, but ask each time whether it still is so
-
 
 def answer(req: falcon.Request, resp: falcon.Response, found: Answer) -> None:
     """A cacheable read: 200, or 304 if the client has it. Raises NoSuchProduct."""
@@ -1551,7 +1559,7 @@ def answer(req: falcon.Request, resp: falcon.Response, found: Answer) -> None:
 
 def write_representation(resp: falcon.Response, representation: Representation) -> None:
     resp.data = representation.body
-    resp.set_headers((("ETag", representation.etag), ("Cache-Control", CACHED)))
+    resp.set_header("ETag", representation.etag)
     if representation.link:
         resp.set_header("Link", representation.link)
 
@@ -1679,10 +1687,11 @@ class Refusal(waitress.task.ErrorTask):
 
     def execute(self) -> None:
         channel: Any = self.channel
-        channel.refused, server = True, channel.server
-        refused: Any = self.request.error  # type: ignore[attr-defined]
-        status, request_id = HTTPStatus(refused.code), server.next_id()
-        body = problem_json(status, one_line(refused.body), "", request_id, {})
+        request: Any = self.request
+        channel.refused, server, status = True, channel.server, HTTPStatus(request.error.code)
+        method, path = getattr(request, "command", "-"), getattr(request, "path", "")
+        request_id = safe_id(request.headers.get("X_REQUEST_ID", "")) or server.next_id()
+        body = problem_json(status, one_line(request.error.body), path, request_id, {})
         self.status = f"{status.value} {status.phrase}"
         self.response_headers = [
             ("Content-Type", "application/problem+json"),
@@ -1692,13 +1701,22 @@ class Refusal(waitress.task.ErrorTask):
         ]
         self.content_length = len(body)
         self.set_close_on_finish()
-        self.write(body)
-        server.access_log(access_line("-", "-", status, 0.0, request_id, self.channel.addr[0]))
+        self.write(b"" if method == "HEAD" else body)
+        server.access_log(access_line(method, path or "-", status, 0.0, request_id, channel.addr[0]))
+
+
+class Task(waitress.task.WSGITask):
+    def set_close_on_finish(self) -> None:
+        """Close where waitress would, but for a 304: that has no Content-Length and needs none (RFC 9110)."""
+        kept_alive = self.version == "1.1" and self.request.headers.get("CONNECTION", "").lower() != "close"
+        if self.has_body or not kept_alive:
+            super().set_close_on_finish()
 
 
 class Channel(waitress.channel.HTTPChannel):
     """A connection that reads on after a refusal: closed over unread bytes, it would be reset, and the refusal lost."""
 
+    task_class = Task
     error_task_class = Refusal
     refused = False
     unread_left = 0  # bytes, once it lingers
@@ -1706,10 +1724,11 @@ class Channel(waitress.channel.HTTPChannel):
     def handle_close(self) -> None:
         if self.refused and self.connected and self.socket:
             self.refused, self.will_close, self.close_when_flushed = False, False, False
-            self.unread_left = MAX_UNREAD
-            self.socket.shutdown(socket.SHUT_WR)
-        else:
-            super().handle_close()
+            with contextlib.suppress(OSError):  # it may have gone meanwhile
+                self.socket.shutdown(socket.SHUT_WR)
+                self.unread_left = MAX_UNREAD
+                return
+        super().handle_close()
 
     def readable(self) -> bool:
         return self.unread_left > 0 or super().readable()

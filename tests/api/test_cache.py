@@ -68,7 +68,7 @@ def test_the_least_recently_used_goes_first(cache: TTLCache) -> None:
 
 
 def test_bytes_are_bounded_too(monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> None:
-    monkeypatch.setattr(inventory_api, "CACHE_BYTES", 10_000)
+    monkeypatch.setattr(inventory_api, "CACHE_BYTES", 20_000)
     cache = TTLCache(1000, 30, clock)
     for key in "abc":
         cache.fetch(key, give(key * 3000))
@@ -79,7 +79,7 @@ def test_bytes_are_bounded_too(monkeypatch: pytest.MonkeyPatch, clock: FakeClock
 
 
 def test_bytes_are_given_back(monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> None:
-    monkeypatch.setattr(inventory_api, "CACHE_BYTES", 12_000)
+    monkeypatch.setattr(inventory_api, "CACHE_BYTES", 20_000)
     cache = TTLCache(1000, 30, clock)
     for turn in range(20):
         cache.fetch("a", give("x" * 5000))
