@@ -448,15 +448,17 @@ class Table:
         if {*map(type, batch)} != {dict} or {*map(len, batch)} != {len(names) + dated} or len(names) < 2:
             return None
         try:
-            cells = list(map(operator.itemgetter(*names), batch))
-            own_days = {*map(str, map(operator.itemgetter("date"), batch))} if dated else set()
+            cells = list(map(operator.itemgetter(*["date"] * dated, *names), batch))
         except KeyError:  # as many columns, but others
             return None
         if any(issubclass(cls, Mapping) for cls in {*map(type, itertools.chain.from_iterable(cells))}):
             return None
+        own_days = {*map(str, map(operator.itemgetter(0), cells))} if dated else set()
+        if own_days == {self.day}:
+            return cells
         for own_day in own_days:
             self.check(own_day)
-        return map(operator.concat, itertools.repeat((self.day,)), cells)
+        return [(self.day, *row[dated:]) for row in cells]
 
     def mixed(self, batch: list[Any]) -> Iterable[Sequence[object]]:
         rows = [self.flat(row, number) for number, row in enumerate(batch, self.rows + 1)]

@@ -1,4 +1,4 @@
-"""A hundred kill -9s at random moments of a run, then a last run: nothing lost, nothing fetched twice, no litter.
+"""A hundred kill -9s at random moments of a run, then a last run: nothing lost or fetched twice, no litter.
 
 python bench/crash_bench.py [KILLS]
 """
