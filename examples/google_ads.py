@@ -6,7 +6,7 @@
 
 The client takes its configuration from google-ads.yaml, in the home folder or where the variable
 GOOGLE_ADS_CONFIGURATION_FILE_PATH says, or else from the GOOGLE_ADS_ variables of the environment. A
-developer token is used where there is one. Add --timezone, the zone of the account. Also from the environment:
+developer token is used if there is one. Add --timezone, the zone of the account. Also from the environment:
 
     GOOGLE_ADS_CUSTOMER_IDS   the accounts, separated by commas; one that fails fails the day
     GOOGLE_ADS_QUERY          GAQL; {date} stands for the day (campaigns by device)
