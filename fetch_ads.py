@@ -1233,6 +1233,12 @@ def calendar_lines(folder: Folder, days: Sequence[dt.date]) -> Iterator[str]:
 USAGE = "fetch_ads.py [options] (START END | --backfill | --daily | --check [START END]) FOLDER"
 
 
+def tell(text: str) -> None:
+    """Print a result, though nobody may read it."""
+    with contextlib.suppress(BrokenPipeError):
+        print(text)
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
@@ -1262,39 +1268,18 @@ def arguments() -> Parser:
     mode.add_argument("--backfill", action="store_true", help="the two years up to yesterday")
     mode.add_argument("--daily", action="store_true", help="the same; one line when nothing is missing")
     mode.add_argument("--check", action="store_true", help="show what is there; exit 1 if there are gaps")
-    add(
-        "--fetcher",
-        metavar="MODULE:FUNCTION",
-        help="fetch_data; also path/to/file.py:function (a simulation)",
-    )
+    add("--fetcher", metavar="NAME", help="module:function or path/to/file.py:function (a simulation)")
     add("--workers", type=number(int, 1), default=8, help="days in flight at most (8)")
     add("--retries", type=number(int, 0), default=5, help="further tries of one day (5)")
     add("--timeout", type=number(float, 0.001), default=300.0, help="seconds for one call (300)")
-    add(
-        "--max-wait",
-        type=number(float, 0),
-        default=300.0,
-        help="the longest retry-after worth waiting for (300)",
-    )
-    add(
-        "--refresh-days",
-        type=number(int, 0),
-        default=0,
-        help="fetch the last N days again although complete (0)",
-    )
+    add("--max-wait", type=number(float, 0), default=300.0, help="longest retry-after to wait for (300)")
+    add("--refresh-days", type=number(int, 0), default=0, help="fetch the last N days again (0)")
     add("--timezone", metavar="ZONE", help="the account's: it says what today is (the machine's)")
     add("--force", action="store_true", help="fetch the whole range again")
     add("--dry-run", action="store_true", help="show the plan and the number of calls, and nothing else")
     add("--json", action="store_true", help="the summary as one JSON object on stdout")
-    add(
-        "--executor", default="threads", metavar="NAME", help="threads, processes or module:factory (threads)"
-    )
-    add(
-        "--simulate-errors",
-        type=number(float, 0, 1),
-        metavar="SHARE",
-        help="of simulated calls that fail (0)",
-    )
+    add("--executor", default="threads", metavar="NAME", help="or processes or module:factory (threads)")
+    add("--simulate-errors", type=number(float, 0, 1), metavar="SHARE", help="of simulated calls to fail (0)")
     return parser
 
 
@@ -1333,9 +1318,9 @@ def check(folder: Folder, days: list[dt.date], as_json: bool) -> int:
     states = {str(day): state(folder, day) for day in days}
     code = int(not days or not set(states.values()) <= set(STORED))
     if as_json:
-        print(json.dumps({"exit_code": code, "days": states}))
+        tell(json.dumps({"exit_code": code, "days": states}))
     else:
-        print("\n".join(calendar_lines(folder, days)) if days else f"no days in {folder.root}")
+        tell("\n".join(calendar_lines(folder, days)) if days else f"no days in {folder.root}")
     return code
 
 
@@ -1343,12 +1328,11 @@ def show_plan(wanted: list[dt.date], missing: list[dt.date], as_json: bool) -> i
     """Tell what a run would do."""
     if as_json:
         plan = {"wanted": len(wanted), "skipped": len(wanted) - len(missing), "calls": len(missing)}
-        print(json.dumps({"exit_code": 0, **plan, "days": [str(day) for day in missing]}))
+        tell(json.dumps({"exit_code": 0, **plan, "days": [str(day) for day in missing]}))
     else:
         print(
             f"{len(wanted)} days wanted, {len(wanted) - len(missing)} complete, {len(missing)} calls to make"
         )
-        print("".join(f"  {span}\n" for span in spans(missing)), end="")
     return Exit.OK
 
 
@@ -1392,7 +1376,7 @@ def fetch(folder: Folder, missing: list[dt.date], options: argparse.Namespace, t
         print("SIMULATED DATA: no --fetcher was given. Keep real data in another folder.", file=sys.stderr)
     fetcher = Fetcher(options.fetcher) if options.fetcher else Simulation(options.simulate_errors or 0.0)
     submit_call, close = start_executor(options.executor, options.timeout)
-    progress = Progress(sys.stderr, len(missing))
+    progress = Progress(sys.stderr or io.StringIO(), len(missing))
 
     def submit(day: dt.date) -> Future[Outcome]:
         try:
@@ -1454,11 +1438,11 @@ def warn(folder: Folder, wanted: list[dt.date]) -> None:
 def report(told: Mapping[str, Any], tally: Tally, options: argparse.Namespace) -> None:
     """The summary on stdout; what stopped the run on stderr."""
     if options.json:
-        print(json.dumps(told))
+        tell(json.dumps(told))
     elif options.daily and told["skipped"] == told["wanted"] and not tally.stops:
-        print(f"nothing to fetch: all {told['wanted']} days from {told['start']} to {told['end']} are there")
+        tell(f"nothing to fetch: all {told['wanted']} days from {told['start']} to {told['end']} are there")
     else:
-        print("\n".join(summary_lines(told)))
+        tell("\n".join(summary_lines(told)))
     for line in advice(tally):
         print(line, file=sys.stderr)
 
@@ -1496,7 +1480,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def leave(code: int) -> NoReturn:
     """End the program, though a thread that some library started may not want it to end."""
     try:
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
     except OSError:  # nobody reads it
         os._exit(code)
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
