@@ -1,0 +1,1795 @@
+"""Product inventory over HTTP: a Falcon app on waitress, hand-written SQL, SQLite or PostgreSQL.
+
+    GET   /products/{id}       one product
+    GET   /products            a page of all products: limit, cursor, sort, include_total
+    GET   /products/search     a page of those that match: name, min_price, max_price, and the page parameters
+    PATCH /products/{id}       a new price, a new stock_level or a stock_delta; If-Match is honoured
+    GET   /                    links to every route;  /healthz: the process is up;  /readyz: the database answers
+
+The way of one request: waitress' thread, request id, route, token bucket, API key, strict input, cache, and only then
+this thread's database connection. A write commits, then invalidates, then answers.
+
+    python inventory_api.py                        http://127.0.0.1:8000 on ./inventory.db, with 1,000 sample products
+    python inventory_api.py --load products.csv    bulk load, then exit
+    DATABASE_URL=postgresql://user@host/db python inventory_api.py
+
+Read it from top to bottom: settings, errors, database, cache, limiter, input, pages, the inventory, schema and bulk
+load, and then what HTTP adds: problems, middleware, resources, the app, the server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import csv
+import hashlib
+import hmac
+import ipaddress
+import itertools
+import json
+import logging
+import math
+import os
+import re
+import signal
+import socket
+import sqlite3
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import cache
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar
+from urllib.parse import quote, unquote_to_bytes, urlencode
+
+import falcon
+import psycopg
+import waitress.channel
+import waitress.proxy_headers
+import waitress.server
+import waitress.task
+from psycopg.types.string import TextLoader
+
+VERSION = "1.0.0"
+SCHEMA_FILE = Path(__file__).with_name("db.sql")
+SAMPLE_PRODUCTS = 1000
+
+MAX_ID = 2**63 - 1
+MAX_NAME, MAX_NEEDLE = 200, 100  # characters of a name, and of what is searched in it
+MAX_CENTS = 999_999_999
+MAX_STOCK = 2**31 - 1
+DEFAULT_LIMIT, MAX_LIMIT = 50, 200  # products a page
+MAX_TOTAL = 10_000  # products; a total beyond it is not counted out
+MAX_BODY = 16 * 1024  # bytes
+MAX_WAITRESS_BODY = 1024 * 1024  # bytes; beyond it waitress refuses before the app is asked
+MAX_UNREAD = 16 * 1024 * 1024  # bytes that are read and thrown away behind a refusal
+MAX_CONNECTIONS = 10_000
+MAX_CLIENTS = 10_000  # token buckets remembered
+
+QUERY_DEADLINE = 4.0  # seconds, for all statements of one request
+LOCK_TIMEOUT = 4.0  # seconds, for SQLite's one write lock
+CONNECT_TIMEOUT = 2  # seconds
+RETRY_AFTER = 1  # seconds a client is told to wait while the database is away
+UPDATE_ATTEMPTS = 100  # of one PATCH, while others keep changing its row
+
+COST_PRODUCT, COST_PAGE, COST_SEARCH, COST_PATCH = 1, 2, 5, 5  # tokens
+CACHE_BYTES = 64 * 1024 * 1024
+ENTRY_OVERHEAD = 1000  # bytes taken by the objects around a cached body, roughly
+
+log = logging.getLogger("inventory")
+T = TypeVar("T")
+
+# ---------------------------------------------------------------- settings
+
+
+class BadSetting(Exception):
+    """A flag or variable that is not allowed; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the operator chooses. A field is its variable in lower case."""
+
+    database_url: str = "sqlite:///inventory.db"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    threads: int = 8
+    cache_size: int = 10_000
+    cache_ttl: float = 30.0  # seconds
+    rate_limit: float = 100.0  # tokens a second; 0: no limit
+    rate_burst: int = 200
+    api_key: str | None = None
+    trusted_proxy: str | None = None
+    log_level: str = "INFO"
+    load: str | None = None
+    database_named: bool = False  # by flag or variable, even by the default's own URL
+
+    @property
+    def writes_are_open(self) -> bool:
+        """Whether a write needs no key: only to this very machine, and behind a proxy that says nothing."""
+        try:
+            local = ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            local = self.host == "localhost"
+        return local and self.trusted_proxy is None
+
+
+class Rule(NamedTuple):
+    """How the text of a variable is read (ValueError where it cannot be), and what is said to be allowed."""
+
+    parse: Callable[[str], Any]
+    allowed: str
+
+
+def within(kind: type[int] | type[float], low: int, high: int) -> Rule:
+    def parse(text: str) -> float:
+        if not re.fullmatch(r"[0-9]{1,10}(\.[0-9]{1,6})?", text) or not low <= kind(text) <= high:
+            raise ValueError
+        return kind(text)
+
+    return Rule(parse, f"{'an integer' if kind is int else 'a number'} from {low} to {high}")
+
+
+def matching(pattern: str, allowed: str) -> Rule:
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError
+        return text
+
+    return Rule(parse, allowed)
+
+
+def database_url(text: str) -> str:
+    """The text, if it is the URL of one of the two engines. Raises ValueError or psycopg.ProgrammingError."""
+    if not re.fullmatch(r"sqlite:///(?!:memory:)[^?\0]*[^?\0/]|postgresql://\S*", text):
+        raise ValueError
+    if text.startswith("postgresql:"):
+        psycopg.conninfo.conninfo_to_dict(text)
+    return text
+
+
+RULES = {
+    "DATABASE_URL": Rule(database_url, "sqlite:///file.db, sqlite:////abs/file.db or postgresql://user@host/db"),
+    "HOST": matching(r"[A-Za-z0-9.:_-]{1,255}", "a host name or an IP address"),
+    "PORT": within(int, 0, 65535),
+    "THREADS": within(int, 2, 1000),
+    "CACHE_SIZE": within(int, 0, 10_000_000),
+    "CACHE_TTL": within(float, 0, 86_400),
+    "RATE_LIMIT": within(float, 0, 1_000_000),
+    "RATE_BURST": within(int, COST_PATCH, 10_000_000),
+    "API_KEY": matching(r"[!-~]+", "one or more visible ASCII characters"),
+    "TRUSTED_PROXY": Rule(lambda text: text if text == "*" else str(ipaddress.ip_address(text)), "an IP address, or *"),
+    "LOG_LEVEL": matching(r"DEBUG|INFO|WARNING|ERROR|CRITICAL", "DEBUG, INFO, WARNING, ERROR or CRITICAL"),
+}
+FLAGS = ("DATABASE_URL", "HOST", "PORT", "THREADS")
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, where argparse would print its usage as well."""
+        raise BadSetting(message)
+
+
+def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
+    """The settings: a flag wins over its variable, a variable over the default. Raises BadSetting."""
+    parser = Parser(prog="inventory_api.py", description="A product inventory over HTTP.", allow_abbrev=False)
+    for variable in FLAGS:
+        flag = "--" + variable.lower().replace("_", "-")
+        parser.add_argument(flag, dest=variable, metavar="", help=f"{RULES[variable].allowed} (or {variable})")
+    parser.add_argument("--load", metavar="FILE", help="load a CSV with the header id,name,price,stock_level, and exit")
+    flags = {name: text for name, text in vars(parser.parse_args(argv)).items() if text is not None}
+    load = flags.pop("load", None)
+    given = {name: environ[name] for name in RULES if name in environ} | flags
+    chosen = {}
+    for variable, text in given.items():
+        try:
+            chosen[variable.lower()] = RULES[variable].parse(text)
+        except (ValueError, psycopg.ProgrammingError):
+            raise BadSetting(f"{variable}: {without_password(text)!r} is not {RULES[variable].allowed}") from None
+    return Settings(**chosen, load=load, database_named="DATABASE_URL" in given)
+
+
+def without_password(url: str) -> str:
+    return re.sub(r"(?<=:)[^:/@]+(?=@)", "***", url)
+
+
+# ---------------------------------------------------------------- domain errors
+
+
+class InventoryError(Exception):
+    """Told to the caller: what is wrong, in words, and the `fact` a program wants with it, if there is one."""
+
+    def __init__(self, detail: str, fact: Any = None) -> None:
+        super().__init__(detail)
+        self.fact = fact
+
+
+class BadInput(InventoryError):
+    """A path, query or body that cannot be read."""
+
+
+class UnsupportedBody(InventoryError):
+    """A body of another media type, charset or coding than plain UTF-8 JSON."""
+
+
+class BodyTooLarge(InventoryError):
+    """A body over MAX_BODY."""
+
+
+class InvalidFields(InventoryError):
+    """Members of a body that are wrong; the fact lists them all as {"field", "message"}."""
+
+
+class NoSuchProduct(InventoryError):
+    """No product has this id."""
+
+
+class VersionMismatch(InventoryError):
+    """The product is at another version than the caller asked for; the fact is the one it is at."""
+
+
+class StockOutOfRange(InventoryError):
+    """A delta would take the stock out of its range; the fact is the stock as it is."""
+
+
+class Unauthenticated(InventoryError):
+    """A write without the API key."""
+
+
+class WritesDisabled(InventoryError):
+    """A write where no key could tell a friend from a stranger."""
+
+
+class RateLimited(InventoryError):
+    """Too few tokens; the fact is in how many seconds there will be enough."""
+
+
+class DatabaseUnavailable(InventoryError):
+    """The database is away, locked, full, read-only or too slow."""
+
+
+class BadSchema(Exception):
+    """There is a table `products`, but not ours."""
+
+
+class BadLine(Exception):
+    """A line of a CSV file cannot be loaded; the message has its number, the column and the reason."""
+
+
+# ---------------------------------------------------------------- database
+
+Row = tuple[Any, ...]
+Execute = Callable[..., list[Row]]
+
+
+class Database:
+    """A connection per thread to one database; its two subclasses are all that knows there are two engines.
+
+    SQL is written once, with `:name` parameters. `read` and `write` hand their work a function
+    `execute(sql, **parameters) -> rows`, grant it `deadline` seconds in all, and raise DatabaseUnavailable in place of
+    the driver's errors. Work whose connection turns out to be lost runs once more, unless COMMIT was already sent.
+    """
+
+    dialect: str  # the name of its part in db.sql
+    begin: str
+    driver_errors: tuple[type[Exception], ...]
+    lock_schema: tuple[str, ...]  # one process at a time may make it; fails where nothing can be written
+    list_schema: str  # names of tables, indexes and triggers, and `products.name` and so on for its columns
+    skip_used_ids: str  # so that no new product is given an id that a file brought
+    after_load: str  # outside any transaction
+    tie: str  # the id, as the indexes know it
+    has_name: str
+    by_trigrams: str
+    count_trigrams: str
+    ways: tuple[tuple[str, float], ...]  # to few rows: each with the candidates that are worth reading and sorting
+
+    def __init__(self, deadline: float = QUERY_DEADLINE, timer: Callable[[], float] = time.monotonic) -> None:
+        self.deadline = deadline
+        self._timer = timer
+        self._local = threading.local()
+        self._connections: list[Any] = []
+
+    def read(self, work: Callable[[Execute], T]) -> T:
+        """What `work` makes of its statements, each of which sees all that was committed when it began."""
+        return self._run(lambda connection: work(self._executor(connection)))
+
+    def write(self, work: Callable[[Execute], T]) -> T:
+        """What `work` makes of its statements, which are one durable transaction; an exception rolls it back."""
+
+        def transaction(connection: Any) -> T:
+            connection.execute(self.begin)
+            try:
+                result = work(self._executor(connection))
+            except BaseException as error:
+                if not isinstance(error, self.driver_errors):  # after those the connection is closed anyway
+                    connection.execute("ROLLBACK")
+                raise
+            try:
+                connection.execute("COMMIT")
+            except self.driver_errors as error:
+                self._discard()
+                raise DatabaseUnavailable(
+                    "the change was not confirmed; look at the product before repeating it"
+                ) from error
+            return result
+
+        return self._run(transaction)
+
+    def close(self) -> None:
+        """Close the connections of every thread."""
+        while self._connections:
+            self._connections.pop().close()
+        self._local = threading.local()
+
+    def _run(self, work: Callable[[Any], T], may_retry: bool = True) -> T:
+        self._local.expires = self._timer() + self.deadline
+        try:
+            return work(self._connection())
+        except self.driver_errors as error:
+            lost = self._discard()
+            if not (lost and may_retry):
+                raise self._unavailable(error) from error
+        return self._run(work, may_retry=False)
+
+    def _connection(self) -> Any:
+        connection = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = self._connect()
+            self._connections.append(connection)
+        return connection
+
+    def _discard(self) -> bool:
+        """Close this thread's connection, whose next statement opens another; whether it was lost already."""
+        connection = self._local.__dict__.pop("connection", None)
+        if connection is None:
+            return False
+        lost = bool(getattr(connection, "closed", False))
+        self._connections.remove(connection)
+        connection.close()
+        return lost
+
+    def _time_left(self) -> float:
+        return float(self._local.expires - self._timer())
+
+    def _unavailable(self, error: Exception) -> DatabaseUnavailable:
+        if isinstance(error, psycopg.errors.QueryCanceled) or self._time_left() <= 0:
+            return DatabaseUnavailable(f"the database took longer than {self.deadline:g} s")
+        return DatabaseUnavailable("the database cannot serve this now; try again in a moment")
+
+    def _connect(self) -> Any:
+        raise NotImplementedError
+
+    def _executor(self, connection: Any) -> Execute:
+        raise NotImplementedError
+
+    def stage(self, rows: Iterable[Row]) -> None:
+        """Append a stream of rows to the temporary table `staged`."""
+        raise NotImplementedError
+
+
+class SQLiteDatabase(Database):
+    dialect = "sqlite"
+    begin = "BEGIN IMMEDIATE"  # a write lock taken later, in mid-transaction, could not be waited for
+    driver_errors = (sqlite3.OperationalError,)
+    lock_schema = ()  # BEGIN IMMEDIATE has done it
+    list_schema = (
+        "SELECT name FROM sqlite_master UNION ALL SELECT 'products.' || name FROM pragma_table_xinfo('products')"
+    )
+    skip_used_ids = "SELECT 1"  # SQLite looks at the table itself
+    after_load = "SELECT 1"
+    tie = "seq"
+    has_name = "instr(name_folded, :name) > 0"
+    by_trigrams = "id IN (SELECT rowid FROM products_trigrams WHERE products_trigrams MATCH :phrase)"
+    count_trigrams = f"SELECT count(*) FROM ({by_trigrams[7:-1]} LIMIT :n)"
+    ways = (("range", 1_000), ("trigrams", 1_000), ("range", 20_000), ("trigrams", 20_000))
+
+    def __init__(self, path: str, deadline: float) -> None:
+        super().__init__(deadline)
+        self._path = path
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, timeout=LOCK_TIMEOUT, isolation_level=None, check_same_thread=False)
+        connection.set_progress_handler(lambda: self._time_left() < 0, 20_000)  # steps of SQLite's virtual machine
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA cache_size = -16384")  # KiB
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection
+
+    def _executor(self, connection: sqlite3.Connection) -> Execute:
+        return lambda sql, **parameters: connection.execute(sql, parameters).fetchall()
+
+    def stage(self, rows: Iterable[Row]) -> None:
+        self._connection().executemany("INSERT INTO staged VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+
+class BoundedConnection(psycopg.Connection[Row]):
+    """A connection on which no wait outlasts the deadline, not even for a server that is frozen."""
+
+    time_left: Callable[[], float]
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        left = self.time_left()
+        return super().wait(gen, interval, None if left == math.inf else left)
+
+
+class PostgresDatabase(Database):
+    dialect = "postgresql"
+    begin = "BEGIN"
+    driver_errors = (psycopg.OperationalError, psycopg.InternalError, psycopg.InterfaceError)
+    options: ClassVar = {
+        "synchronous_commit": "on",
+        "timezone": "UTC",
+        "datestyle": "ISO",
+        "client_encoding": "UTF8",
+        "jit": "off",  # all queries are short, and the planner is to know it
+        "max_parallel_workers_per_gather": "0",
+        "random_page_cost": "1.1",
+    }
+    lock_schema = (
+        "SELECT pg_advisory_xact_lock(hashtext('inventory schema'))",
+        "CREATE TEMPORARY TABLE writable () ON COMMIT DROP",
+    )
+    list_schema = """
+        SELECT relname FROM pg_class WHERE pg_table_is_visible(oid)
+        UNION ALL
+        SELECT tgname FROM pg_trigger WHERE tgrelid = to_regclass('products')
+        UNION ALL
+        SELECT 'products.' || attname FROM pg_attribute WHERE attrelid = to_regclass('products') AND NOT attisdropped
+    """
+    skip_used_ids = """
+        SELECT setval(ids, max(id))
+        FROM products, pg_get_serial_sequence('products', 'id') AS ids
+        GROUP BY ids
+        HAVING max(id) > COALESCE(pg_sequence_last_value(ids), 0)
+    """
+    after_load = "VACUUM (ANALYZE) products"  # its marks of what all can see are what lets an index answer alone
+    tie = "id"
+    has_name = "name_folded LIKE :pattern"
+    by_trigrams = "replace(name_folded, ' ', U&'\\A000') LIKE :spaced"
+    count_trigrams = "SELECT 1"  # a GIN index cannot stop half-way: to count is to read
+    ways = (("range", 1_000), ("trigrams", 1), ("range", 20_000))
+    varying = re.compile(":(low|pattern|spaced)\\b")  # a plan for any name cannot know a common one from a rare one
+
+    def __init__(self, url: str, deadline: float) -> None:
+        super().__init__(deadline)
+        self._url = url
+
+    def _connect(self) -> BoundedConnection:
+        connection = BoundedConnection.connect(self._url, autocommit=True, connect_timeout=CONNECT_TIMEOUT)
+        connection.time_left = self._time_left
+        connection.adapters.register_loader("timestamptz", TextLoader)
+        bulk = self.deadline == math.inf
+        for name, value in {
+            **self.options,
+            "statement_timeout": "0" if bulk else f"{self.deadline * 1000:.0f}",
+            "gin_pending_list_limit": "16MB" if bulk else "256kB",  # larger: quicker to write, slower to search
+        }.items():
+            connection.execute(f"SET {name} = '{value}'")
+        return connection
+
+    def _executor(self, connection: psycopg.Connection[Row]) -> Execute:
+        def execute(sql: str, **parameters: Any) -> list[Row]:
+            prepare = False if self.varying.search(sql) else None
+            cursor = connection.execute(to_psycopg(sql) if parameters else sql, parameters or None, prepare=prepare)
+            return cursor.fetchall() if cursor.description else []
+
+        return execute
+
+    def stage(self, rows: Iterable[Row]) -> None:
+        with self._connection().cursor().copy("COPY staged FROM STDIN") as copy:
+            for row in rows:
+                copy.write_row(row)
+
+
+@cache
+def to_psycopg(sql: str) -> str:
+    """`:name` as psycopg writes it."""
+    return re.sub(r":([a-z_]+)", r"%(\1)s", sql.replace("%", "%%"))
+
+
+def open_database(url: str, deadline: float = QUERY_DEADLINE) -> Database:
+    """The database behind a URL; it is not connected to yet. `deadline`: seconds, math.inf for none."""
+    if url.startswith("sqlite:///"):
+        return SQLiteDatabase(url.removeprefix("sqlite:///"), deadline)
+    return PostgresDatabase(url, deadline)
+
+
+# ---------------------------------------------------------------- cache
+
+
+class Representation(NamedTuple):
+    """A body as it is sent, encoded once, with its validator (RFC 9110) and its Link header, if it has one."""
+
+    body: bytes
+    etag: str
+    link: str = ""
+
+
+Loader = Callable[[], Representation | None]  # None: there is no such thing, which is worth remembering too
+
+
+class Answer(NamedTuple):
+    """What a cached read gives, and whether the cache had it."""
+
+    representation: Representation | None
+    cached: bool
+
+
+class Entry(NamedTuple):
+    representation: Representation | None
+    expires: float
+    generation: int | None  # of a volatile entry, which ends with it
+    size: int  # bytes
+
+
+class Flight(NamedTuple):
+    """A load under way, for all who ask meanwhile, and its lease: the generation in which it began."""
+
+    result: Future[Representation | None]
+    generation: int
+
+
+class TTLCache:
+    """Least-recently-used representations with a time to live, bounded by entries and by bytes.
+
+    Every invalidation begins a generation. What a load read is kept only if it ends in the generation it began in, and
+    only then do others join it (the leases of Nishtala et al., NSDI 2013, with one for all keys). `state` is asked
+    before every answer and fill: when what it returns has changed, another writer was at work, and all is forgotten.
+    """
+
+    def __init__(
+        self, size: int, ttl: float, timer: Callable[[], float] = time.monotonic, state: Callable[[], object] = int
+    ) -> None:
+        self._size, self._ttl, self._timer = (size if ttl else 0), ttl, timer
+        self._state, self._seen, self._generation, self._bytes = state, state(), 0, 0
+        self._lock = threading.Lock()  # never held while something is loaded
+        self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
+        self._flights: dict[Hashable, Flight] = {}
+
+    def fetch(self, key: Hashable, load: Loader, volatile: bool = False, fresh: bool = False) -> Answer:
+        """What `key` has alive, or what one `load()` gives all who miss it. Volatile: it ends with any invalidation."""
+        with self._lock:
+            self._follow_state()
+            entry = None if fresh else self._live_entry(key)
+            if entry:
+                return Answer(entry.representation, cached=True)
+            under_way = None if fresh or not self._size else self._flights.get(key)
+            joins = under_way is not None and under_way.generation == self._generation
+            flight = under_way if under_way and joins else Flight(Future(), self._generation)
+            self._flights[key] = flight
+        if not joins:
+            self._fly(key, flight, load, volatile)
+        return Answer(flight.result.result(), cached=False)
+
+    def invalidate(self, key: Hashable) -> None:
+        """Forget `key` and every volatile entry, and refuse what is being loaded now."""
+        with self._lock:
+            self._generation += 1
+            self._drop(key)
+
+    def _fly(self, key: Hashable, flight: Flight, load: Loader, volatile: bool) -> None:
+        try:
+            flight.result.set_result(load())
+        except BaseException as error:
+            flight.result.set_exception(error)
+        with self._lock:
+            if self._flights.get(key) is flight:
+                del self._flights[key]
+            self._follow_state()
+            if flight.generation == self._generation and not flight.result.exception():
+                self._keep(key, flight.result.result(), flight.generation if volatile else None)
+
+    def _live_entry(self, key: Hashable) -> Entry | None:
+        entry = self._entries.get(key)
+        if entry and entry.expires > self._timer() and entry.generation in (None, self._generation):
+            self._entries.move_to_end(key)
+            return entry
+        self._drop(key)
+        return None
+
+    def _keep(self, key: Hashable, representation: Representation | None, generation: int | None) -> None:
+        self._drop(key)
+        size = ENTRY_OVERHEAD + (len(representation.body) + len(representation.link) if representation else 0)
+        if not self._size or size > CACHE_BYTES:
+            return
+        while len(self._entries) >= self._size or self._bytes + size > CACHE_BYTES:
+            self._drop(next(iter(self._entries)))
+        self._entries[key] = Entry(representation, self._timer() + self._ttl, generation, size)
+        self._bytes += size
+        if not representation:  # to the cold end: who asks for absent things crowds out nothing but those
+            self._entries.move_to_end(key, last=False)
+
+    def _drop(self, key: Hashable) -> None:
+        entry = self._entries.pop(key, None)
+        self._bytes -= entry.size if entry else 0
+
+    def _follow_state(self) -> None:
+        if (state := self._state()) != self._seen:
+            self._seen, self._bytes = state, 0
+            self._generation += 1
+            self._entries.clear()
+
+
+# ---------------------------------------------------------------- rate limiting
+
+
+class Grant(NamedTuple):
+    """What a bucket says: whole tokens left, seconds until it is full, seconds to wait (0: granted)."""
+
+    remaining: int
+    reset: int
+    retry_after: int
+
+
+class RateLimiter:
+    """Token buckets, one a client, refilled when looked at: `rate` tokens a second, up to `burst`.
+
+    At most `clients` are remembered; the one longest out of use is forgotten first, and after burst / rate seconds
+    that changes nothing, since its bucket would be full, as a new one is.
+    """
+
+    def __init__(self, rate: float, burst: int, timer: Callable[[], float], clients: int = MAX_CLIENTS) -> None:
+        self.policy = f'"default";q={burst};w={math.ceil(burst / rate)}'
+        self._rate, self._burst, self._timer, self._clients = rate, burst, timer, clients
+        self._lock = threading.Lock()
+        self._buckets: OrderedDict[str, tuple[float, float]] = (
+            OrderedDict()
+        )  # client: tokens, and when they were counted
+
+    def take(self, client: str, cost: int) -> Grant:
+        """Take `cost` tokens from the client's bucket, or none if there are fewer."""
+        with self._lock:
+            now = self._timer()
+            tokens, then = self._buckets.pop(client, (self._burst, now))
+            tokens = min(self._burst, tokens + (now - then) * self._rate)
+            missing = max(0.0, cost - tokens)
+            tokens -= 0 if missing else cost
+            self._buckets[client] = tokens, now
+            if len(self._buckets) > self._clients:
+                self._buckets.popitem(last=False)
+        return Grant(int(tokens), math.ceil((self._burst - tokens) / self._rate), math.ceil(missing / self._rate))
+
+
+# ---------------------------------------------------------------- input
+
+PRICE = re.compile(r"([0-9]{1,7})(?:\.([0-9]{1,2}))?()")  # as text: in a query, a CSV, a JSON string
+JSON_NUMBER = re.compile(r"(?:-(?=[0.]+(?![0-9.])))?([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?")  # not negative
+PRICE_RULE = "must be from 0 to 9999999.99, in whole cents"
+OPAQUE_TAG = r'"[\x21\x23-\x7e\x80-\xff]*"'
+ENTITY_TAGS = re.compile(rf"[ \t,]*(?:W/)?{OPAQUE_TAG}(?:[ \t]*,[ \t,]*(?:W/)?{OPAQUE_TAG})*[ \t,]*")
+
+
+class JsonNumber(str):
+    """A number of a JSON body, as it was written."""
+
+
+class Change(NamedTuple):
+    """What a PATCH asks for; None leaves a column alone."""
+
+    price_cents: int | None = None
+    stock_level: int | None = None
+    stock_delta: int | None = None
+
+
+def parse_cents(text: str, grammar: re.Pattern[str] = PRICE) -> int | None:
+    """The cents, up to MAX_CENTS, that a text says exactly; None where it does not.
+
+    It counts digits before it converts any: no float, no Decimal with its 28 digits, nothing huge is ever computed.
+    """
+    match = grammar.fullmatch(text)
+    if not match:
+        return None
+    fraction, exponent = match[2] or "", match[3] or "0"
+    digits = (match[1] + fraction).lstrip("0")
+    significant = digits.rstrip("0")
+    if not significant:
+        return 0
+    power = exponent.lstrip("+-").lstrip("0") or "0"
+    if len(power) > 6:  # no body has a million digits to make up for it
+        return None
+    zeros = len(digits) - len(significant) - len(fraction) + int(power) * (-1 if exponent[0] == "-" else 1) + 2
+    fits = 0 <= zeros <= len(str(MAX_CENTS)) - len(significant)
+    return int(significant + "0" * zeros) if fits else None
+
+
+def parse_integer(text: str, low: int, high: int) -> int | None:
+    """The integer from low to high that a text says without a plus or leading zeros; None where it does not."""
+    fits = re.fullmatch(r"-?(0|[1-9][0-9]*)", text) and len(text) <= len(str(MAX_ID))
+    return int(text) if fits and low <= int(text) <= high else None
+
+
+def fold(text: str) -> str:
+    """Lower case, one code point for one: how search compares, decided here and not by an engine."""
+    if text.isascii():
+        return text.lower()
+    return "".join(low if len(low := character.lower()) == 1 else character for character in text)
+
+
+def parse_id(text: str) -> int:
+    """A product's id; MAX_ID + 1 stands for all that no product can have. Raises BadInput."""
+    if not re.fullmatch(r"[1-9][0-9]*", text):
+        raise BadInput("an id is a whole number from 1, without sign or leading zeros")
+    return parse_integer(text, 1, MAX_ID) or MAX_ID + 1
+
+
+def parse_query(query_string: str, allowed: Iterable[str]) -> dict[str, str]:
+    """The parameters, each given once and not empty. Raises BadInput naming the first that is not."""
+    parameters: dict[str, str] = {}
+    for pair in query_string.split("&") if query_string else ():
+        raw_name, _, raw_value = pair.partition("=")
+        name = decode_component(raw_name, "a parameter's name")
+        if name not in allowed:
+            raise BadInput(f"unknown parameter {name[:50]!r}")
+        if name in parameters:
+            raise BadInput(f"parameter {name!r} is repeated")
+        parameters[name] = decode_component(raw_value, f"parameter {name!r}")
+        if not parameters[name]:
+            raise BadInput(f"parameter {name!r} is empty")
+    return parameters
+
+
+def decode_component(raw: str, what: str) -> str:
+    """Percent-decoded UTF-8 without NUL, from a WSGI string (bytes told as Latin-1). Raises BadInput."""
+    try:
+        text = unquote_to_bytes(raw.replace("+", " ").encode("latin-1")).decode()
+    except UnicodeError as error:
+        raise BadInput(f"{what} is not UTF-8") from error
+    if "\0" in text or re.search("%(?![0-9A-Fa-f]{2})", raw):
+        raise BadInput(f"{what} has a NUL or a broken escape")
+    return text
+
+
+def parse_json_object(body: bytes) -> dict[str, Any]:
+    """An object by the letter of RFC 8259, its numbers left as they were written. Raises BadInput."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        members = dict(pairs)
+        if len(members) < len(pairs):
+            raise ValueError
+        return members
+
+    def constant(name: str) -> NoReturn:
+        raise ValueError
+
+    hooks: dict[str, Any] = {"parse_constant": constant, "parse_int": JsonNumber, "parse_float": JsonNumber}
+    try:
+        value = json.loads(body.decode(), object_pairs_hook=unique, **hooks)
+    except (ValueError, RecursionError) as error:
+        raise BadInput("the body is not JSON, or names a member twice") from error
+    if not isinstance(value, dict):
+        raise BadInput("the body is not a JSON object")
+    return value
+
+
+def parse_change(members: Mapping[str, Any]) -> Change:
+    """What a PATCH asks for. Raises InvalidFields with everything that is wrong."""
+    changes: dict[str, int] = {}
+    errors = [] if members else [{"field": "", "message": "give price, stock_level or stock_delta"}]
+    for field, value in members.items():
+        column, parsed, rule = parse_member(field, value)
+        if parsed is None:
+            errors.append({"field": field, "message": rule})
+        else:
+            changes[column] = parsed
+    if "stock_level" in members and "stock_delta" in members:
+        errors.append({"field": "stock_delta", "message": "cannot be given together with stock_level"})
+    if errors:
+        raise InvalidFields("; ".join(f"{error['field'][:50]}: {error['message']}" for error in errors), errors)
+    return Change(**changes)
+
+
+def parse_member(field: str, value: object) -> tuple[str, int | None, str]:
+    """The field of Change that a member of a body sets, to what (None: it is wrong), and the rule it must keep."""
+    text, is_number = (value if isinstance(value, str) else ""), isinstance(value, JsonNumber)
+    if field == "price":
+        return "price_cents", parse_cents(text, JSON_NUMBER if is_number else PRICE), PRICE_RULE
+    if field in ("stock_level", "stock_delta"):
+        low = 0 if field == "stock_level" else -MAX_STOCK
+        rule = f"must be an integer from {low} to {MAX_STOCK}"
+        return field, parse_integer(text, low, MAX_STOCK) if is_number else None, rule
+    read_only = field in ("id", "name", "version", "updated_at")
+    return field, None, "is read-only" if read_only else "is unknown"
+
+
+def parse_if_match(header: str | None) -> frozenset[int] | None:
+    """The versions that an If-Match header allows; None: any. What is malformed or weak allows none."""
+    if header is None or header.strip() == "*":
+        return None
+    tags = re.split(r"[ \t]*,[ \t]*", header) if ENTITY_TAGS.fullmatch(header) else []
+    return frozenset(int(tag[1:-1]) for tag in tags if re.fullmatch(r'"[1-9][0-9]{0,18}"', tag))
+
+
+def is_not_modified(if_none_match: str | None, etag: str) -> bool:
+    """Whether the client says that it has this representation (RFC 9110, weak comparison)."""
+    return if_none_match is not None and (if_none_match.strip() == "*" or etag in re.findall(OPAQUE_TAG, if_none_match))
+
+
+# ---------------------------------------------------------------- products and pages
+
+
+class Product(NamedTuple):
+    """A row of the table."""
+
+    id: int
+    name: str
+    price_cents: int
+    stock_level: int
+    version: int
+    updated_at: str  # UTC, as 2026-11-22 10:00:00, perhaps with a fraction
+
+
+encode_text = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def price_text(cents: int) -> str:
+    return f"{cents // 100}.{cents % 100:02}"
+
+
+def product_json(product: Product) -> str:
+    """A product as clients see it. Its price is a string, so that nobody reads it as a float."""
+    id, name, cents, stock_level, version, at = product
+    return (
+        f'{{"id":{id},"name":{encode_text(name)},"price":"{price_text(cents)}","stock_level":{stock_level},'
+        f'"version":{version},"updated_at":"{at[:10]}T{at[11:19]}Z"}}'
+    )
+
+
+def represent_product(product: Product) -> Representation:
+    return Representation(product_json(product).encode(), f'"{product.version}"')
+
+
+SORTS = ("id", "price", "-price", "name", "-name")
+PAGE_PARAMETERS = ("limit", "cursor", "sort", "include_total")
+SEARCH_PARAMETERS = ("name", "min_price", "max_price", *PAGE_PARAMETERS)
+
+
+class Position(NamedTuple):
+    """Where a page starts: behind, or with, the row of this sort value and id, seen in the direction walked."""
+
+    forward: bool
+    inclusive: bool
+    value: int | str | None  # of the column sorted by; None where that is the id
+    id: int
+
+
+class PageQuery(NamedTuple):
+    """A page as it is asked for, and its key in the cache."""
+
+    path: str
+    name: str | None = None  # folded
+    min_cents: int | None = None
+    max_cents: int | None = None
+    sort: str = "id"
+    limit: int = DEFAULT_LIMIT
+    include_total: bool = False
+    start: Position | None = None
+    given: tuple[tuple[str, str], ...] = ()  # the parameters as they came, but for the cursor
+
+    @property
+    def forward(self) -> bool:
+        return self.start is None or self.start.forward
+
+    @property
+    def top_cents(self) -> int:
+        return MAX_CENTS if self.max_cents is None else self.max_cents
+
+
+def parse_page(path: str, query_string: str) -> PageQuery:
+    """The page that is asked for on one of the two routes. Raises BadInput naming the parameter."""
+    searching = path.endswith("/search")
+    given = parse_query(query_string, SEARCH_PARAMETERS if searching else PAGE_PARAMETERS)
+    limit = parse_integer(given.get("limit", str(DEFAULT_LIMIT)), 1, MAX_LIMIT)
+    prices = {name: parse_cents(given[name]) for name in ("min_price", "max_price") if name in given}
+    if limit is None:
+        raise BadInput(f"parameter 'limit' must be an integer from 1 to {MAX_LIMIT}")
+    if None in prices.values():
+        raise BadInput(f"parameter {next(name for name in prices if prices[name] is None)!r} {PRICE_RULE}")
+    if given.get("sort", "id") not in SORTS:
+        raise BadInput(f"parameter 'sort' must be one of {', '.join(SORTS)}")
+    if given.get("include_total", "true") not in ("true", "false"):
+        raise BadInput("parameter 'include_total' must be true or false")
+    if len(given.get("name", "")) > MAX_NEEDLE:
+        raise BadInput(f"parameter 'name' must have 1 to {MAX_NEEDLE} characters")
+    if searching and not given.keys() & {"name", "min_price", "max_price"}:
+        raise BadInput("give at least one of 'name', 'min_price' and 'max_price'")
+    query = PageQuery(
+        path,
+        fold(given["name"]) if "name" in given else None,
+        prices.get("min_price"),
+        prices.get("max_price"),
+        given.get("sort", "id"),
+        limit,
+        given.get("include_total") == "true",
+        given=tuple((name, value) for name, value in given.items() if name != "cursor"),
+    )
+    if (query.min_cents or 0) > query.top_cents:
+        raise BadInput("parameter 'min_price' is over 'max_price'")
+    return query._replace(start=parse_cursor(given["cursor"], query)) if "cursor" in given else query
+
+
+def cursor_at(position: Position, query: PageQuery) -> str:
+    """An opaque, URL-safe text for a position, bound by its digest to the route, filters and sort it was made for."""
+    payload = json.dumps(position, separators=(",", ":")).encode()
+    bound_to = repr((query.path, query.name, query.min_cents, query.max_cents, query.sort))
+    digest = hashlib.blake2b(payload + bound_to.encode(), digest_size=9).digest()
+    return base64.urlsafe_b64encode(digest + payload).rstrip(b"=").decode()
+
+
+def parse_cursor(text: str, query: PageQuery) -> Position:
+    """The position in a cursor that was made for this query. Raises BadInput for any other text."""
+    kind = {"id": type(None), "price": int, "name": str}[query.sort.lstrip("-")]
+    try:
+        payload = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)[9:]
+        position = Position(*json.loads(payload))
+        if [type(part) for part in position] != [bool, bool, kind, int] or cursor_at(position, query) != text:
+            raise ValueError
+        if not 1 <= position.id <= MAX_ID or re.search("[\0\ud800-\udfff]", str(position.value)):
+            raise ValueError
+        if kind is int and not (query.min_cents or 0) <= int(str(position.value)) <= query.top_cents:
+            raise ValueError
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadInput("parameter 'cursor' was not made for this route, filters and sort") from error
+    return position
+
+
+def neighbours(query: PageQuery, products: Sequence[Product], more: bool) -> tuple[Position | None, Position | None]:
+    """Where the following and the preceding page start; `more`: there are further rows in the direction walked.
+
+    Whence the walk came there was a row, so there is a page. A page that turned out empty leads back to that row.
+    """
+    start = query.start
+    if not products:
+        back = start and start._replace(forward=not start.forward, inclusive=not start.inclusive)
+        return (None, back) if query.forward else (back, None)
+    ahead = position_of(products[-1], query.sort, forward=True)
+    behind = position_of(products[0], query.sort, forward=False)
+    if query.forward:
+        return ahead if more else None, behind if start else None
+    return ahead, behind if more else None
+
+
+def position_of(product: Product, sort: str, forward: bool) -> Position:
+    values: dict[str, Any] = {"id": None, "price": product.price_cents, "name": product.name}
+    return Position(forward, False, values[sort.lstrip("-")], product.id)
+
+
+def represent_page(query: PageQuery, found: Sequence[Product], total: int | None) -> Representation:
+    """The page in rows as they were found: up to limit + 1, in the direction walked. A total over MAX_TOTAL is cut.
+
+    The links (RFC 8288) are relative, so that no Host header is believed.
+    """
+    products = found[: query.limit] if query.forward else found[: query.limit][::-1]
+    positions = neighbours(query, products, more=len(found) > query.limit)
+    following, preceding = (position and cursor_at(position, query) for position in positions)
+    body = f'{{"items":[{",".join(map(product_json, products))}]'
+    body += f',"next_cursor":{json.dumps(following)},"prev_cursor":{json.dumps(preceding)}'
+    if total is not None:
+        body += f',"total":{min(total, MAX_TOTAL)},"total_is_exact":{json.dumps(total <= MAX_TOTAL)}'
+    encoded = f"{body}}}".encode()
+    targets = [(rel, [*query.given, ("cursor", at)]) for rel, at in (("next", following), ("prev", preceding)) if at]
+    link = ", ".join(f'<{query.path}?{urlencode(parameters)}>; rel="{rel}"' for rel, parameters in targets)
+    return Representation(encoded, f'"{hashlib.blake2b(encoded, digest_size=12).hexdigest()}"', link)
+
+
+# ---------------------------------------------------------------- finding rows
+
+COLUMNS = "id, name, price_cents, stock_level, version, updated_at"
+
+# Every row on the way is one of the page's: no filter, or no other than the price range that the walk itself keeps to.
+LIST = """
+SELECT {columns}
+FROM products
+WHERE {start}
+ORDER BY {order}
+LIMIT :n
+"""
+
+# Along the sort's index until there are enough: right where many match.
+SCAN = """
+SELECT {columns}
+FROM (
+    SELECT id AS hit
+    FROM products
+    WHERE {start} AND {has_name} AND {in_range}
+    ORDER BY {order}
+    LIMIT :n
+) AS page
+JOIN products ON id = hit
+ORDER BY {order}
+"""
+
+# The same, looking at no more than :budget rows, of which the index alone tells whether they match.
+WALK = """
+SELECT {columns}
+FROM (
+    SELECT hit
+    FROM (
+        SELECT id AS hit, price_cents AS cents, name_folded
+        FROM products
+        WHERE {start}
+        ORDER BY {order}
+        LIMIT :budget
+    ) AS walked
+    WHERE {has_name} AND cents BETWEEN :low AND :high
+    LIMIT :n
+) AS page
+JOIN products ON id = hit
+ORDER BY {order}
+"""
+
+# All that match, by way of the trigrams or the price range, then sorted: right where few do.
+SORT = """
+WITH found AS MATERIALIZED (
+    SELECT id AS hit, {key} AS sorted
+    FROM products
+    WHERE {by_index} AND {has_name} AND price_cents BETWEEN :low AND :high AND {start}
+)
+SELECT {columns}
+FROM (
+    SELECT hit
+    FROM found
+    ORDER BY sorted {down}, hit {down}
+    LIMIT :n
+) AS page
+JOIN products ON id = hit
+ORDER BY {order}
+"""
+
+COUNT = """
+SELECT count(*)
+FROM (
+    SELECT 1
+    FROM products
+    WHERE {by_index} AND {has_name} AND price_cents BETWEEN :low AND :high
+    LIMIT :n
+) AS counted
+"""
+
+
+class Finder:
+    """Finds the rows of one page query, whatever its filters and sort match, at a bounded cost.
+
+    A few rows are walked along the sort's index first: what is common is found at once. Else the ways in are counted,
+    each up to a cap, and the first that is narrow is read whole and sorted; where none is, the walk goes on to its end.
+    Every way gives the whole answer: the counts only steer what it costs.
+    """
+
+    def __init__(self, database: Database, execute: Execute, query: PageQuery) -> None:
+        self._database, self._execute, self._query = database, execute, query
+        self._column = {"id": "id", "price": "price_cents", "name": "name"}[query.sort.lstrip("-")]
+        self._down = query.sort.startswith("-") == query.forward
+        self._ranged = query.min_cents is not None or query.max_cents is not None
+        name = query.name or ""
+        pattern = "%" + re.sub(r"([\\%_])", r"\\\1", name) + "%"
+        self._values: dict[str, Any] = {
+            "low": query.min_cents or 0,
+            "high": query.top_cents,
+            "name": name,
+            "phrase": '"' + name.replace('"', '""') + '"',
+            "pattern": pattern,
+            "spaced": pattern.replace(" ", "\ua000"),
+        }
+        self._has_name = database.has_name if name else "TRUE"
+
+    def rows(self) -> list[Product]:
+        """Up to limit + 1 products from the start of the page on, in the direction walked."""
+        n = self._query.limit + 1
+        start, values = self._start()
+        filtered = self._ranged and self._column != "price_cents"
+        if not self._query.name and not filtered:
+            return self._products(LIST, start, values, n=n)
+        for budget in (1_000, 20_000):
+            found = self._products(WALK, start, values, n=n, budget=budget)
+            if len(found) == n:
+                return found
+            if len(found) * 20 < n:  # so few that twenty times as many rows may not do
+                break
+        way = self._narrow_way()
+        if way == "scan":
+            in_range = "+price_cents BETWEEN :low AND :high" if filtered else "TRUE"  # +: not by that index
+            return self._products(SCAN, start, values, n=n, in_range=in_range)
+        return self._products(SORT, start, values, n=n, by_index=self._by_index(way)) if way else []
+
+    def total(self) -> int:
+        """How many products match, counted no further than MAX_TOTAL + 1."""
+        way = self._narrow_way() if self._query.name else "scan"
+        if way is None:
+            return 0
+        sql = COUNT.format(by_index=self._by_index(way), has_name=self._has_name)
+        ((count,),) = self._execute(sql, n=MAX_TOTAL + 1, **self._values)
+        return int(count)
+
+    def _start(self) -> tuple[str, dict[str, Any]]:
+        """The condition that rows are on the page's side of its start, within the price range if that is the sort."""
+        start, position = "TRUE", self._query.start
+        if self._ranged and self._column == "price_cents":
+            start = "price_cents >= :low" if self._down else "price_cents <= :high"
+            near_end = (self._values["high"], MAX_ID) if self._down else (self._values["low"], 0)
+            position = position or Position(self._query.forward, True, *near_end)
+        if position is None and self._column == "id":
+            position = Position(True, True, None, 1)
+        if position is None:
+            return start, {}
+        after = ("<" if self._down else ">") + ("=" if position.inclusive else "")
+        if self._column == "id":
+            return f"{start} AND id {after} :start_id", {"start_id": position.id}
+        seek = f"({self._column}, {self._database.tie}) {after} (:start_value, :start_id)"
+        return f"{start} AND {seek}", {"start_value": position.value, "start_id": position.id}
+
+    def _products(self, template: str, start: str, values: dict[str, Any], **more: Any) -> list[Product]:
+        down = "DESC" if self._down else "ASC"
+        keys = [self._column] if self._column == "id" else [self._column, self._database.tie]
+        order = ", ".join(f"{key} {down}" for key in keys)
+        fragments = {name: more.pop(name) for name in ("by_index", "in_range") if name in more}
+        sql = template.format(
+            columns=COLUMNS, start=start, order=order, down=down, key=self._column, has_name=self._has_name, **fragments
+        )
+        return [Product(*row) for row in self._execute(sql, **self._values, **values, **more)]
+
+    def _narrow_way(self) -> str | None:
+        """The first way with no more candidates than its cap; None if one is seen to have none at all."""
+        name = self._query.name or ""
+        usable = {"range": self._ranged, "trigrams": len(name) >= 3 and any(map(str.isalnum, name))}
+        counts = {"range": COUNT.format(by_index="TRUE", has_name="TRUE"), "trigrams": self._database.count_trigrams}
+        for way, cap in self._database.ways:
+            if usable[way]:
+                ((count,),) = self._execute(counts[way], n=cap + 1, **self._values)
+                if count <= cap:
+                    return way if count else None
+        return "scan"
+
+    def _by_index(self, way: str | None) -> str:
+        return self._database.by_trigrams if way == "trigrams" else "TRUE"
+
+
+# ---------------------------------------------------------------- inventory
+
+SELECT_PRODUCT = """
+SELECT id, name, price_cents, stock_level, version, updated_at
+FROM products
+WHERE id = :id
+"""
+
+# Version and time are set as the trigger would set them, so that RETURNING, which runs before it in SQLite, tells them.
+UPDATE_PRODUCT = """
+UPDATE products
+SET price_cents = COALESCE(:price_cents, price_cents),
+    stock_level = COALESCE(:stock_level, stock_level + COALESCE(:stock_delta, 0)),
+    version = version + 1,
+    updated_at = CURRENT_TIMESTAMP
+WHERE id = :id
+  AND (CAST(:versions AS TEXT) IS NULL OR :versions LIKE '%,' || version || ',%')
+  AND CAST(stock_level AS BIGINT) + COALESCE(:stock_delta, 0) BETWEEN 0 AND 2147483647
+RETURNING id, name, price_cents, stock_level, version, updated_at
+"""
+
+
+class Inventory:
+    """The use cases. A product is cached under its id, a page under its query."""
+
+    def __init__(self, database: Database, cache: TTLCache) -> None:
+        self._database = database
+        self._cache = cache
+
+    def product(self, product_id: int, fresh: bool) -> Answer:
+        """One product; `fresh`: from the database, whatever the cache has."""
+        if product_id > MAX_ID:
+            return Answer(None, cached=False)
+        return self._cache.fetch(product_id, lambda: self._load_product(product_id), fresh=fresh)
+
+    def page(self, query: PageQuery, fresh: bool) -> Answer:
+        """A page of products."""
+        return self._cache.fetch(query, lambda: self._load_page(query), volatile=True, fresh=fresh)
+
+    def update(self, product_id: int, change: Change, versions: frozenset[int] | None) -> Representation:
+        """The product after a change that is made if it is at one of `versions` (None: whatever it is at).
+
+        Raises NoSuchProduct, VersionMismatch, StockOutOfRange (in this order) or DatabaseUnavailable.
+        """
+        listed = None if versions is None else f",{','.join(map(str, versions))},"
+
+        def work(execute: Execute) -> Product:
+            for _ in range(UPDATE_ATTEMPTS):
+                rows = execute(UPDATE_PRODUCT, id=product_id, versions=listed, **change._asdict())
+                if rows:
+                    return Product(*rows[0])
+                current = execute(SELECT_PRODUCT, id=product_id)
+                refuse(Product(*current[0]) if current else None, change, versions)  # or it matches by now: again
+            raise DatabaseUnavailable("others keep changing this product; try again")
+
+        if product_id > MAX_ID:
+            refuse(None, change, versions)
+        try:
+            product = self._database.write(work)
+        except DatabaseUnavailable:
+            self._changed(product_id)  # it may have been, if COMMIT was sent but not answered
+            raise
+        self._changed(product_id)
+        return represent_product(product)
+
+    def check(self) -> None:
+        """Return if the database answers. Raises DatabaseUnavailable."""
+        self._database.read(lambda execute: execute("SELECT 1"))
+
+    def _changed(self, product_id: int) -> None:
+        """What a write invalidates: the product, and every page, since any might show it, or no longer show it."""
+        self._cache.invalidate(product_id)
+
+    def _load_product(self, product_id: int) -> Representation | None:
+        rows = self._database.read(lambda execute: execute(SELECT_PRODUCT, id=product_id))
+        return represent_product(Product(*rows[0])) if rows else None
+
+    def _load_page(self, query: PageQuery) -> Representation:
+        def work(execute: Execute) -> Representation:
+            finder = Finder(self._database, execute, query)
+            return represent_page(query, finder.rows(), finder.total() if query.include_total else None)
+
+        return self._database.read(work)
+
+
+def refuse(current: Product | None, change: Change, versions: frozenset[int] | None) -> None:
+    """Raise for the reason that keeps a change from a row as it is; return if there is none."""
+    if current is None:
+        raise NoSuchProduct("there is no product with this id")
+    if versions is not None and current.version not in versions:
+        raise VersionMismatch(f"the product is at version {current.version}", current.version)
+    if not 0 <= current.stock_level + (change.stock_delta or 0) <= MAX_STOCK:
+        raise StockOutOfRange(f"the stock, {current.stock_level}, would leave 0 to {MAX_STOCK}", current.stock_level)
+
+
+# ---------------------------------------------------------------- schema and bulk load
+
+PRODUCT_COLUMNS = ("id", "name", "price_cents", "stock_level", "version", "updated_at", "name_folded")
+CSV_COLUMNS = ("id", "name", "price", "stock_level")
+
+STAGE = """
+CREATE TEMPORARY TABLE staged (
+    line INTEGER, id BIGINT, name TEXT, name_folded TEXT, price_cents INTEGER, stock_level INTEGER
+)
+"""
+
+KEEP_LAST_LINES = """
+DELETE FROM staged
+WHERE id IS NOT NULL
+  AND line NOT IN (SELECT max(line) FROM staged GROUP BY id)
+"""
+
+MERGE_BY_ID = """
+INSERT INTO products (id, name, name_folded, price_cents, stock_level)
+SELECT id, name, name_folded, price_cents, stock_level
+FROM staged
+WHERE id IS NOT NULL
+ORDER BY id
+ON CONFLICT (id) DO UPDATE
+SET name = excluded.name,
+    name_folded = excluded.name_folded,
+    price_cents = excluded.price_cents,
+    stock_level = excluded.stock_level
+"""
+
+# A trigger that sees a new name beside an old fold folds by ASCII: it cannot know that both names fold alike.
+RESTORE_FOLDS = """
+UPDATE products
+SET name_folded = staged.name_folded
+FROM staged
+WHERE staged.id = products.id
+  AND staged.name_folded <> products.name_folded
+"""
+
+APPEND = """
+INSERT INTO products (name, name_folded, price_cents, stock_level)
+SELECT name, name_folded, price_cents, stock_level
+FROM staged
+WHERE id IS NULL
+ORDER BY line
+"""
+
+
+def make_schema(database: Database, with_samples: bool) -> None:
+    """Make the schema of db.sql, and sample products if wanted, unless there is a table `products`.
+
+    Many processes may do so at once. Raises BadSchema if the table is another one, and DatabaseUnavailable.
+    """
+    portable, *parts = re.split(r"^-- == (\w+) ==\n", SCHEMA_FILE.read_text(), flags=re.MULTILINE)[2:]
+    script = portable + parts[parts.index(database.dialect) + 1]
+    expected = {f"products.{column}" for column in PRODUCT_COLUMNS}
+    expected.update(re.findall(r"^CREATE (?:VIRTUAL TABLE|INDEX|TRIGGER) (\w+)", script, re.MULTILINE))
+
+    def work(execute: Execute) -> None:
+        for statement in database.lock_schema:
+            execute(statement)
+        present = {name for (name,) in execute(database.list_schema)}
+        if "products" in present:
+            if missing := sorted(expected - present):
+                raise BadSchema(f"there is a table products, but it lacks {', '.join(missing)}")
+            return
+        for statement in script.split("\n\n"):
+            execute(statement)
+        if with_samples:
+            merge(database, execute, sample_products())
+
+    database.write(work)
+
+
+def merge(database: Database, execute: Execute, rows: Iterable[Row]) -> int:
+    """Insert products, or replace those of the same id, and return how many. Rows are as `staged` has them.
+
+    The last line of an id wins. Rows without an id come after all others, so that no id is given out that a row brings.
+    """
+    execute(STAGE)
+    database.stage(rows)
+    for statement in (KEEP_LAST_LINES, MERGE_BY_ID, RESTORE_FOLDS, database.skip_used_ids, APPEND):
+        execute(statement)
+    ((count,),) = execute("SELECT count(*) FROM staged")
+    execute("DROP TABLE staged")
+    return int(count)
+
+
+def sample_products() -> Iterator[Row]:
+    woods = ("Oak", "Birch", "Walnut", "Cherry", "Pine", "Steel", "Glass", "Bamboo", "Marble", "Rosé gold")
+    styles = ("", "round ", "folding ", "standing ", "children's ", "vintage ", "slim ", "XL ", "café ", "outdoor ")
+    things = ("desk", "chair", "shelf", "lamp", "bench", "table", "stool", "mirror", "cabinet", "bed")
+    for line, (style, thing, wood) in enumerate(itertools.product(styles, things, woods), start=1):
+        name = f"{wood} {style}{thing}"
+        yield line, line, name, fold(name), 499 + line * 7919 % 100_000, line * 31 % 250
+
+
+def read_products(lines: Iterable[str]) -> Iterator[Row]:
+    """The rows for `staged` that the lines of a CSV file stand for, as a stream. Raises BadLine."""
+    reader = csv.reader(lines, strict=True)
+    try:
+        header = next(reader, [])
+        for column in CSV_COLUMNS[1:]:
+            if header.count(column) != 1:
+                raise ValueError(f"{column}: the header must have it once")
+        for column in header:
+            if column not in CSV_COLUMNS or header.count(column) > 1:
+                raise ValueError(f"{column}: does not belong to the header, {','.join(CSV_COLUMNS)}")
+        for cells in reader:
+            if len(cells) == len(header):
+                yield reader.line_num, *parse_cells(dict(zip(header, cells, strict=True)))
+            elif cells:  # an empty line is none
+                raise ValueError(f"{header[min(len(cells), len(header) - 1)]}: {len(cells)} cells, not {len(header)}")
+    except (csv.Error, ValueError) as error:
+        raise BadLine(f"line {max(reader.line_num, 1)}: {error}") from error
+
+
+def parse_cells(cells: Mapping[str, str]) -> Row:
+    """id or None, name, folded name, cents, stock. Raises ValueError naming the column."""
+    name, number = cells["name"], cells.get("id")
+    if not 1 <= len(name) <= MAX_NAME or re.search("[\0\ud800-\udfff]", name):
+        raise ValueError(f"name: must be UTF-8 of 1 to {MAX_NAME} characters without NUL")
+    row = (
+        parse_integer(number, 1, MAX_ID) if number else None,
+        name,
+        fold(name),
+        parse_cents(cells["price"]),
+        parse_integer(cells["stock_level"], 0, MAX_STOCK),
+    )
+    if number and row[0] is None:
+        raise ValueError(f"id: {number[:50]!r} is not an integer from 1 to {MAX_ID}")
+    if row[3] is None:
+        raise ValueError(f"price: {cells['price'][:50]!r} {PRICE_RULE}")
+    if row[4] is None:
+        raise ValueError(f"stock_level: {cells['stock_level'][:50]!r} is not an integer from 0 to {MAX_STOCK}")
+    return row
+
+
+# ---------------------------------------------------------------- problems (RFC 9457)
+
+MEDIA_TYPES = ("application/json", "application/merge-patch+json")
+
+
+class Problem(NamedTuple):
+    """How a domain error is told: its status, a header ({} stands for the fact), and the member that has the fact."""
+
+    status: int
+    header: tuple[str, str] | None = None
+    member: str | None = None
+
+
+PROBLEMS = {
+    BadInput: Problem(400),
+    Unauthenticated: Problem(401, ("WWW-Authenticate", 'Bearer realm="inventory"')),
+    WritesDisabled: Problem(403),
+    NoSuchProduct: Problem(404),
+    StockOutOfRange: Problem(409, member="stock_level"),
+    VersionMismatch: Problem(412, ("ETag", '"{}"')),
+    BodyTooLarge: Problem(413),
+    UnsupportedBody: Problem(415, ("Accept-Patch", ", ".join(MEDIA_TYPES))),
+    InvalidFields: Problem(422, member="errors"),
+    RateLimited: Problem(429, ("Retry-After", "{}")),
+    DatabaseUnavailable: Problem(503, ("Retry-After", str(RETRY_AFTER))),
+}
+
+
+def problem_json(status: HTTPStatus, detail: str, path: str, request_id: str, members: Mapping[str, Any]) -> bytes:
+    """An RFC 9457 document; in ASCII, so that even a lone surrogate in a client's text can be told."""
+    document = {"type": "about:blank", "title": status.phrase, "status": int(status), "detail": detail}
+    return json.dumps({**document, "instance": quote(path), "request_id": request_id, **members}).encode()
+
+
+def write_problem(req: falcon.Request, resp: falcon.Response, code: int, detail: str, **members: Any) -> None:
+    resp.status = code
+    resp.set_headers((("Content-Type", "application/problem+json"), ("Cache-Control", "no-store")))
+    resp.data = problem_json(HTTPStatus(code), detail, req.path, req.context.request_id, members)
+
+
+def tell_inventory_error(req: falcon.Request, resp: falcon.Response, error: InventoryError, params: object) -> None:
+    problem = PROBLEMS[type(error)]
+    if isinstance(error, DatabaseUnavailable):
+        log.warning("request_id=%s database: %s", req.context.request_id, one_line(error.__cause__ or error))
+    if problem.header:
+        resp.set_header(problem.header[0], problem.header[1].format(error.fact))
+    members = {problem.member: error.fact} if problem.member else {}
+    write_problem(req, resp, problem.status, str(error), **members)
+
+
+def tell_falcon_error(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, params: object) -> None:
+    """What Falcon refuses: a path that is not there, a method that the path has not."""
+    resp.set_headers(error.headers or {})
+    write_problem(req, resp, error.status_code, error.description or HTTPStatus(error.status_code).description)
+
+
+def tell_bug(req: falcon.Request, resp: falcon.Response, error: Exception, params: object) -> None:
+    log.error("request_id=%s", req.context.request_id, exc_info=error)
+    write_problem(req, resp, 500, "the server failed; its log tells why")
+
+
+def one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+# ---------------------------------------------------------------- middleware
+
+AccessLog = Callable[[str], object]
+
+
+def new_request_ids() -> Callable[[], str]:
+    """A source of ids: what this process drew by lot as it began, and a number."""
+    prefix, numbers = os.urandom(6).hex(), itertools.count(1)
+    return lambda: f"{prefix}-{next(numbers)}"
+
+
+def access_line(method: str, path: str, status: int, seconds: float, request_id: str, client: str) -> str:
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    said = f"method={method} path={quote(path)} status={status} ms={seconds * 1000:.1f}"
+    return f"{now} {said} request_id={request_id} client={quote(client, safe=':')}\n"
+
+
+def believe_proxy(environ: dict[str, Any]) -> None:
+    """Take the client's address from the last hop of X-Forwarded-For, as waitress reads it. Raises BadInput."""
+    try:
+        waitress.proxy_headers.parse_proxy_headers(environ, 1, {"x-forwarded-for"})
+    except (waitress.proxy_headers.MalformedProxyHeader, IndexError) as error:
+        raise BadInput("the header X-Forwarded-For is malformed") from error
+
+
+class Conversation:
+    """What every response carries, and the line in the log that every request gets."""
+
+    def __init__(self, access_log: AccessLog, next_id: Callable[[], str], trusted_proxy: str | None) -> None:
+        self._access_log, self._next_id, self._trusted_proxy = access_log, next_id, trusted_proxy
+
+    def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        offered = req.env.get("HTTP_X_REQUEST_ID", "")
+        request_id = offered if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", offered) else self._next_id()
+        req.context.request_id = request_id
+        req.context.started = time.perf_counter()
+        resp.set_headers((("X-Request-ID", request_id), ("X-Content-Type-Options", "nosniff")))
+        if self._trusted_proxy in ("*", req.env["REMOTE_ADDR"]):
+            believe_proxy(req.env)
+
+    def process_response(self, req: falcon.Request, resp: falcon.Response, resource: object, succeeded: bool) -> None:
+        seconds = time.perf_counter() - req.context.started
+        client, request_id = req.env["REMOTE_ADDR"], req.context.request_id
+        self._access_log(access_line(req.method, req.path, resp.status_code, seconds, request_id, client))
+
+
+class Gate:
+    """Who may come in: first the rate limit, then, for writes, the API key. What has no cost is always open."""
+
+    def __init__(self, settings: Settings, timer: Callable[[], float]) -> None:
+        rate, burst = settings.rate_limit, settings.rate_burst
+        self._limiter = RateLimiter(rate, burst, timer) if rate else None
+        self._api_key, self._writes_are_open = settings.api_key, settings.writes_are_open
+
+    def process_resource(self, req: falcon.Request, resp: falcon.Response, resource: Any, params: object) -> None:
+        if req.method not in falcon.COMBINED_METHODS:  # Falcon would say 400
+            methods = [name[3:].upper() for name in dir(resource) if name.startswith("on_")]
+            raise falcon.HTTPMethodNotAllowed([*methods, "OPTIONS"])
+        cost = resource.costs.get(req.method, 0)
+        if cost and self._limiter:
+            self._charge(self._limiter, cost, req, resp)
+        if cost and req.method == "PATCH":
+            self._authenticate(req)
+
+    def _charge(self, limiter: RateLimiter, cost: int, req: falcon.Request, resp: falcon.Response) -> None:
+        grant = limiter.take(req.env["REMOTE_ADDR"], cost)
+        limit = f'"default";r={grant.remaining};t={grant.reset}'
+        resp.set_headers((("RateLimit-Policy", limiter.policy), ("RateLimit", limit)))
+        if grant.retry_after:
+            raise RateLimited(f"too many requests; try again in {grant.retry_after} s", grant.retry_after)
+
+    def _authenticate(self, req: falcon.Request) -> None:
+        if self._api_key:
+            scheme, _, key = req.env.get("HTTP_AUTHORIZATION", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), self._api_key.encode()):
+                raise Unauthenticated("a write needs the header Authorization: Bearer with the API key")
+        elif not self._writes_are_open:
+            raise WritesDisabled("writes are off: others can reach this server, and it was given no API_KEY")
+
+
+# ---------------------------------------------------------------- resources
+
+CACHED = "private, no-cache"  # keep it, but ask each time whether it still is so
+
+
+def answer(req: falcon.Request, resp: falcon.Response, found: Answer) -> None:
+    """A cacheable read: 200, or 304 if the client has it. Raises NoSuchProduct."""
+    resp.set_header("X-Cache", "HIT" if found.cached else "MISS")
+    if found.representation is None:
+        raise NoSuchProduct("there is no product with this id")
+    write_representation(resp, found.representation)
+    if is_not_modified(req.env.get("HTTP_IF_NONE_MATCH"), found.representation.etag):
+        resp.status = 304
+
+
+def write_representation(resp: falcon.Response, representation: Representation) -> None:
+    resp.data = representation.body
+    resp.set_headers((("ETag", representation.etag), ("Cache-Control", CACHED)))
+    if representation.link:
+        resp.set_header("Link", representation.link)
+
+
+def wants_fresh(req: falcon.Request) -> bool:
+    directives = req.env.get("HTTP_CACHE_CONTROL")
+    return directives is not None and "no-cache" in re.split(r"[ \t]*,[ \t]*", directives.strip().lower())
+
+
+def read_change(req: falcon.Request) -> Change:
+    """The change that a PATCH asks for. Raises UnsupportedBody, BodyTooLarge, BadInput or InvalidFields."""
+    media_type, parameters = falcon.parse_header(req.content_type or "")
+    charset, coding = parameters.get("charset", "utf-8"), req.env.get("HTTP_CONTENT_ENCODING", "identity")
+    if (media_type.lower(), charset.lower(), coding.lower()) not in {
+        (kind, "utf-8", "identity") for kind in MEDIA_TYPES
+    }:
+        raise UnsupportedBody(f"send {' or '.join(MEDIA_TYPES)} in UTF-8")
+    if (req.content_length or 0) > MAX_BODY:
+        raise BodyTooLarge(f"the body is over {MAX_BODY} bytes")
+    return parse_change(parse_json_object(req.bounded_stream.read()))
+
+
+class ProductResource:
+    costs: ClassVar = {"GET": COST_PRODUCT, "HEAD": COST_PRODUCT, "PATCH": COST_PATCH}
+
+    def __init__(self, inventory: Inventory) -> None:
+        self._inventory = inventory
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, id: str) -> None:
+        product_id = parse_id(id)
+        parse_query(req.query_string, allowed=())
+        answer(req, resp, self._inventory.product(product_id, wants_fresh(req)))
+
+    on_head = on_get
+
+    def on_patch(self, req: falcon.Request, resp: falcon.Response, id: str) -> None:
+        product_id = parse_id(id)
+        parse_query(req.query_string, allowed=())
+        versions = parse_if_match(req.env.get("HTTP_IF_MATCH"))
+        write_representation(resp, self._inventory.update(product_id, read_change(req), versions))
+
+
+class PageResource:
+    """One of the two routes that give pages."""
+
+    def __init__(self, inventory: Inventory, path: str, cost: int) -> None:
+        self._inventory, self._path = inventory, path
+        self.costs = {"GET": cost, "HEAD": cost}
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        query = parse_page(self._path, req.query_string)
+        answer(req, resp, self._inventory.page(query, wants_fresh(req)))
+
+    on_head = on_get
+
+
+class StateResource:
+    """A small document about the service itself, made by `state()` each time it is asked for."""
+
+    costs: ClassVar[dict[str, int]] = {}
+
+    def __init__(self, state: Callable[[], Mapping[str, Any]], cache_control: str = "no-store") -> None:
+        self._state, self._cache_control = state, cache_control
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        parse_query(req.query_string, allowed=())
+        resp.set_header("Cache-Control", self._cache_control)
+        resp.data = json.dumps(self._state()).encode()
+
+    on_head = on_get
+
+
+INDEX = {
+    "name": "inventory",
+    "version": VERSION,
+    "links": {
+        "product": "/products/{id}",
+        "products": f"/products{{?{','.join(PAGE_PARAMETERS)}}}",
+        "search": f"/products/search{{?{','.join(SEARCH_PARAMETERS)}}}",
+        "health": "/healthz",
+        "readiness": "/readyz",
+    },
+}
+
+
+# ---------------------------------------------------------------- app
+
+App = falcon.App[falcon.Request, falcon.Response]
+
+
+def create_app(
+    settings: Settings,
+    database: Database,
+    access_log: AccessLog = lambda line: None,
+    next_id: Callable[[], str] | None = None,
+    timer: Callable[[], float] = time.monotonic,
+) -> App:
+    """The WSGI app, with all that it is made of. The schema must be there."""
+    cache = TTLCache(settings.cache_size, settings.cache_ttl, timer)
+    inventory = Inventory(database, cache)
+
+    def ready() -> Mapping[str, str]:
+        inventory.check()
+        return {"status": "ready"}
+
+    conversation = Conversation(access_log, next_id or new_request_ids(), settings.trusted_proxy)
+    app: App = falcon.App(middleware=[conversation, Gate(settings, timer)])
+    app.add_route("/", StateResource(lambda: INDEX, CACHED))
+    app.add_route("/products", PageResource(inventory, "/products", COST_PAGE))
+    app.add_route("/products/search", PageResource(inventory, "/products/search", COST_SEARCH))
+    app.add_route("/products/{id}", ProductResource(inventory))
+    app.add_route("/healthz", StateResource(lambda: {"status": "up"}))
+    app.add_route("/readyz", StateResource(ready))
+    app.add_error_handler(Exception, tell_bug)
+    app.add_error_handler(falcon.HTTPError, tell_falcon_error)
+    app.add_error_handler(InventoryError, tell_inventory_error)
+    return app
+
+
+# ---------------------------------------------------------------- server
+
+
+class Refusal(waitress.task.ErrorTask):
+    """What waitress refuses before the app is asked, told like every other error."""
+
+    def execute(self) -> None:
+        channel: Any = self.channel
+        channel.refused, server = True, channel.server
+        refused: Any = self.request.error  # type: ignore[attr-defined]
+        status, request_id = HTTPStatus(refused.code), server.next_id()
+        body = problem_json(status, one_line(refused.body), "", request_id, {})
+        self.status = f"{status.value} {status.phrase}"
+        self.response_headers = [
+            ("Content-Type", "application/problem+json"),
+            ("Cache-Control", "no-store"),
+            ("X-Content-Type-Options", "nosniff"),
+            ("X-Request-ID", request_id),
+        ]
+        self.content_length = len(body)
+        self.set_close_on_finish()
+        self.write(body)
+        server.access_log(access_line("-", "-", status, 0.0, request_id, self.channel.addr[0]))
+
+
+class Channel(waitress.channel.HTTPChannel):
+    """A connection that reads on after a refusal: closed over unread bytes, it would be reset, and the refusal lost."""
+
+    error_task_class = Refusal
+    refused = False
+    unread_left = 0  # bytes, once it lingers
+
+    def handle_close(self) -> None:
+        if self.refused and self.connected and self.socket:
+            self.refused, self.will_close, self.close_when_flushed = False, False, False
+            self.unread_left = MAX_UNREAD
+            self.socket.shutdown(socket.SHUT_WR)
+        else:
+            super().handle_close()
+
+    def readable(self) -> bool:
+        return self.unread_left > 0 or super().readable()
+
+    def handle_read(self) -> None:
+        if not self.unread_left:
+            super().handle_read()
+        else:
+            self.unread_left -= min(self.unread_left, len(self.recv(65536)))
+            if not self.unread_left:
+                self.handle_close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises OSError naming the address."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=1024)
+    except OSError as error:
+        raise OSError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+
+
+def serve(settings: Settings, database: Database, access_log: AccessLog) -> None:
+    """Serve until SIGTERM or Ctrl-C."""
+    listener, next_id = listen(settings.host, settings.port), new_request_ids()
+    server: Any = waitress.server.create_server(
+        create_app(settings, database, access_log, next_id),  # type: ignore[arg-type]
+        sockets=[listener],
+        threads=settings.threads,
+        ident=None,
+        clear_untrusted_proxy_headers=False,  # the app reads none but what it was told to believe
+        max_request_body_size=MAX_WAITRESS_BODY,
+        connection_limit=MAX_CONNECTIONS,
+        asyncore_use_poll=True,  # select() ends at 1,024 connections
+    )
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a line for every request that waits is no help
+    server.channel_class, server.next_id, server.access_log = Channel, next_id, access_log
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    print(f"{without_password(settings.database_url)} at {url}\ntry: curl {url}/products/7", flush=True)
+    server.run()
+
+
+def load(database: Database, path: str) -> None:
+    """Load a CSV file in one transaction, and tell how many products it brought and how fast."""
+    started = time.perf_counter()
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        count = database.write(lambda execute: merge(database, execute, read_products(file)))
+    database.read(lambda execute: execute(database.after_load))
+    seconds = time.perf_counter() - started
+    print(f"loaded {count} products in {seconds:.1f} s, {count / seconds:.0f} a second")
+
+
+def run(settings: Settings) -> None:
+    """Load or serve. Raises BadSchema, BadLine or OSError."""
+    database = open_database(settings.database_url, math.inf if settings.load else QUERY_DEADLINE)
+    try:
+        make_schema(database, with_samples=not settings.database_named and not settings.load)
+        if settings.load:
+            load(database, settings.load)
+        else:
+            serve(settings, database, sys.stderr.write if log.isEnabledFor(logging.INFO) else lambda line: None)
+    except (DatabaseUnavailable, sqlite3.Error, psycopg.Error) as error:
+        url = without_password(settings.database_url)
+        raise OSError(f"the database {url} cannot be used: {one_line(error.__cause__ or error)}") from error
+    finally:
+        database.close()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit code: 0 done, 1 a database or file that will not do, 2 a bad setting."""
+    try:
+        settings = read_settings(sys.argv[1:] if argv is None else argv, os.environ)
+        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+        run(settings)
+        return 0
+    except (BadSetting, BadSchema, BadLine, OSError) as error:
+        print(f"inventory_api.py: {one_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, BadSetting) else 1
+    except KeyboardInterrupt:  # waitress takes it while it serves
+        print("inventory_api.py: interrupted, nothing was loaded", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
