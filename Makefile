@@ -12,7 +12,7 @@ test: $(VENV)/ready
 
 # The examples need libraries that the programs do not: they get an environment of their own.
 test-examples: $(EXAMPLES)/ready
-	$(EXAMPLES)/bin/python -m pytest tests/examples -rs
+	$(EXAMPLES)/bin/python -m pytest tests/examples --confcutdir=tests/examples -rs
 
 lint: $(VENV)/ready-dev
 	$(VENV)/bin/ruff check .

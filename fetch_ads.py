@@ -217,9 +217,7 @@ class Simulation:
     def __call__(self, day: dt.date) -> list[dict[str, object]]:
         time.sleep(random.uniform(0.02, 0.08))
         if random.random() < self.errors:
-            raise random.choice(
-                [TimeoutError("simulated timeout"), RateLimitError(0.1, "simulated rate limit")]
-            )
+            raise random.choice([TimeoutError("simulated timeout"), RateLimitError(0.1, "simulated rate limit")])
         draw = random.Random(day.toordinal())
         return [self.row(day, ad, draw.randrange(10_000), draw.uniform(0, 0.1)) for ad in range(100)]
 
@@ -313,11 +311,7 @@ def classify(error: BaseException) -> Kind:
 def grpc_code(error: BaseException) -> str:
     """UNAVAILABLE and so on, of a google.api_core exception, a grpc.RpcError, a GoogleAdsException; or ''."""
     inner = getattr(error, "error", None)
-    for code in (
-        getattr(error, "grpc_status_code", None),
-        getattr(error, "code", None),
-        getattr(inner, "code", None),
-    ):
+    for code in (getattr(error, "grpc_status_code", None), getattr(error, "code", None), getattr(inner, "code", None)):
         with contextlib.suppress(Exception):  # a code() of some other library
             if (name := getattr(code() if callable(code) else code, "name", None)) in GRPC:
                 return str(name)
@@ -327,12 +321,7 @@ def grpc_code(error: BaseException) -> str:
 def http_statuses(error: BaseException) -> Iterator[int]:
     """The HTTP status that an exception of requests, httpx, urllib, aiohttp or google.api_core carries."""
     response = getattr(error, "response", None)
-    for holder, name in (
-        (response, "status_code"),
-        (error, "code"),
-        (error, "status"),
-        (error, "status_code"),
-    ):
+    for holder, name in ((response, "status_code"), (error, "code"), (error, "status"), (error, "status_code")):
         if isinstance(status := getattr(holder, name, None), int):
             yield int(status)
 
@@ -340,9 +329,7 @@ def http_statuses(error: BaseException) -> Iterator[int]:
 def retry_after(error: BaseException, now: dt.datetime) -> float | None:
     """The seconds a rate limit asks for: an attribute, or a Retry-After header in seconds or as a date."""
     asked: Any = getattr(error, "retry_after", None)
-    headers = (
-        getattr(getattr(error, "response", None), "headers", None) or getattr(error, "headers", None) or {}
-    )
+    headers = getattr(getattr(error, "response", None), "headers", None) or getattr(error, "headers", None) or {}
     asked = headers.get("Retry-After") if asked is None else asked
     with contextlib.suppress(TypeError, ValueError):
         return None if math.isnan(float(asked)) else max(0.0, float(asked))
@@ -534,9 +521,7 @@ def write_day(answer: Any, day: dt.date, path: Path) -> tuple[int, int, str]:
         columns, narrow = [*table.columns], path.with_suffix(".narrow.tmp")
         with on_disk(path):
             os.replace(path, narrow)
-        written = write_hashed(
-            path, itertools.chain([csv_bytes([columns])], recolumned(narrow, columns, columns))
-        )
+        written = write_hashed(path, itertools.chain([csv_bytes([columns])], recolumned(narrow, columns, columns)))
         with on_disk(narrow):
             narrow.unlink()
     return table.rows, *written
@@ -874,12 +859,7 @@ def locked(path: Path) -> Iterator[None]:
                 break
             file.close()
         file.truncate(0)
-        print(
-            f"process {os.getpid()} on {os.uname().nodename} since {stamp(utc_now())}",
-            file=file,
-            end="",
-            flush=True,
-        )
+        print(f"process {os.getpid()} on {os.uname().nodename} since {stamp(utc_now())}", file=file, end="", flush=True)
     with file:
         try:
             yield
@@ -908,9 +888,7 @@ def parse_entry(line: str) -> Entry | None:
         entry = Entry(dt.date.fromisoformat(day), status, *numbers, at, error)
     except (ValueError, csv.Error, StopIteration):
         return None
-    return (
-        entry if status == "failed" or (status in STORED and re.fullmatch("[0-9a-f]{64}", sha256)) else None
-    )
+    return entry if status == "failed" or (status in STORED and re.fullmatch("[0-9a-f]{64}", sha256)) else None
 
 
 def read_manifest(path: Path) -> tuple[dict[dt.date, Entry], int]:
@@ -1005,9 +983,7 @@ class Folder:
 
     def stored(self) -> list[dt.date]:
         """The days that are there, in order."""
-        return sorted(
-            d for d, entry in self.entries.items() if entry.status in STORED and d not in self.damaged
-        )
+        return sorted(d for d, entry in self.entries.items() if entry.status in STORED and d not in self.damaged)
 
     def complete(self) -> set[dt.date]:
         return {day for day in self.stored() if self.entries[day].status == "complete"}
@@ -1139,9 +1115,7 @@ def summarize(tally: Tally, folder: Folder, wanted: Sequence[dt.date], planned: 
     """The outcome of a run in plain values; times in seconds."""
     calls = sorted(tally.call_seconds)
     total = sum(calls)
-    code = next(
-        (code for code in PRECEDENCE if code in tally.stops), Exit.FAILED if tally.failed else Exit.OK
-    )
+    code = next((code for code in PRECEDENCE if code in tally.stops), Exit.FAILED if tally.failed else Exit.OK)
     return {
         "exit_code": int(code),
         "start": str(wanted[0]),
@@ -1195,9 +1169,7 @@ def advice(tally: Tally) -> Iterator[str]:
         Exit.OAUTH: "the API refuses the credentials: renew them and run the same command again ({why})",
         Exit.QUOTA: "the quota is used up: run the same command again {when} ({why})",
     }
-    return (
-        texts[code].format(why=tally.stops[code], when=when) for code in PRECEDENCE if code in tally.stops
-    )
+    return (texts[code].format(why=tally.stops[code], when=when) for code in PRECEDENCE if code in tally.stops)
 
 
 MARKS = {"complete": "#", "provisional": "~", "failed": "x", "damaged": "!", "missing": "."}
@@ -1205,13 +1177,7 @@ MARKS = {"complete": "#", "provisional": "~", "failed": "x", "damaged": "!", "mi
 
 def state(folder: Folder, day: dt.date) -> str:
     """One of MARKS."""
-    return (
-        "damaged"
-        if day in folder.damaged
-        else folder.entries[day].status
-        if day in folder.entries
-        else "missing"
-    )
+    return "damaged" if day in folder.damaged else folder.entries[day].status if day in folder.entries else "missing"
 
 
 def calendar_lines(folder: Folder, days: Sequence[dt.date]) -> Iterator[str]:
@@ -1330,9 +1296,7 @@ def show_plan(wanted: list[dt.date], missing: list[dt.date], as_json: bool) -> i
         plan = {"wanted": len(wanted), "skipped": len(wanted) - len(missing), "calls": len(missing)}
         tell(json.dumps({"exit_code": 0, **plan, "days": [str(day) for day in missing]}))
     else:
-        print(
-            f"{len(wanted)} days wanted, {len(wanted) - len(missing)} complete, {len(missing)} calls to make"
-        )
+        print(f"{len(wanted)} days wanted, {len(wanted) - len(missing)} complete, {len(missing)} calls to make")
     return Exit.OK
 
 

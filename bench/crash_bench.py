@@ -68,9 +68,7 @@ def main(kills: int) -> None:
         same = (folder / "ads.csv").read_bytes() == (home / "undisturbed" / "ads.csv").read_bytes()
         litter = [path.name for path in folder.rglob("*") if path.suffix in (".tmp", ".lock")]
         print(f"{kills} kills; {left} of 731 days recorded before the last run; {total} calls in all")
-        print(
-            f"ads.csv the same byte for byte: {same}; recorded days fetched again: {twice}; litter: {litter}"
-        )
+        print(f"ads.csv the same byte for byte: {same}; recorded days fetched again: {twice}; litter: {litter}")
         assert same
         assert not twice
         assert not litter

@@ -60,9 +60,7 @@ def limited(day):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compare", action="store_true")
     compare_too = parser.parse_args().compare
     with tempfile.TemporaryDirectory() as home:
@@ -81,10 +79,7 @@ def main() -> None:
 
 def show(what: str, seconds: float, ideal: float, name: str, most: float | None = None) -> None:
     bound = f" (at most {most})" if most else ""
-    print(
-        f"{what:<44} {seconds:8.3f} s   {name} {ideal:8.3f} s   ratio {seconds / ideal:5.2f}{bound}",
-        flush=True,
-    )
+    print(f"{what:<44} {seconds:8.3f} s   {name} {ideal:8.3f} s   ratio {seconds / ideal:5.2f}{bound}", flush=True)
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -95,15 +90,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def run(*words: str, function: str = "fetch_data") -> dict[str, Any]:
     """A run as a user starts it; its summary."""
-    line = [
-        sys.executable,
-        str(ROOT / "fetch_ads.py"),
-        *RANGE,
-        *words,
-        "--json",
-        "--fetcher",
-        f"source.py:{function}",
-    ]
+    line = [sys.executable, str(ROOT / "fetch_ads.py"), *RANGE, *words, "--json", "--fetcher", f"source.py:{function}"]
     told: dict[str, Any] = json.loads(subprocess.run(line, stdout=subprocess.PIPE, check=True).stdout)
     return told
 
@@ -146,10 +133,7 @@ def writing() -> None:
             file.write(whole)
             os.fsync(file.fileno())
 
-    pairs = [
-        (timed(lambda: fetch_ads.write_day(data, day, Path("w.csv")))[0], timed(yardstick)[0])
-        for _ in range(7)
-    ]
+    pairs = [(timed(lambda: fetch_ads.write_day(data, day, Path("w.csv")))[0], timed(yardstick)[0]) for _ in range(7)]
     ours, theirs = min(a for a, _ in pairs), min(b for _, b in pairs)
     show("writing 200,000 rows", ours, theirs, "csv.writer + SHA-256", round(1 / 0.9, 2))
     print(f"  {200_000 / ours:,.0f} rows a second (200,000 at least), {theirs / ours:.2f} of the yardstick")
@@ -162,9 +146,7 @@ def aggregating() -> None:
     paths = [Path("big") / f"{n}.csv" for n in range(DAYS)]
     for path in paths:
         path.write_bytes(b"date,a,b,c\r\n" + body)
-    ours = min(
-        timed(lambda: fetch_ads.swap_in(Path("ads.csv"), fetch_ads.aggregate(paths)))[0] for _ in range(3)
-    )
+    ours = min(timed(lambda: fetch_ads.swap_in(Path("ads.csv"), fetch_ads.aggregate(paths)))[0] for _ in range(3))
     copy = "cp ads.csv copy.csv && sync copy.csv"
     cp = min(timed(lambda: subprocess.run(copy, shell=True, check=True))[0] for _ in range(3))
     show(f"ads.csv of {os.path.getsize('ads.csv') / 1e6:.0f} MB, flushed", ours, cp, "cp and sync")
@@ -183,9 +165,7 @@ def memory() -> None:
     seconds, done = timed(
         lambda: subprocess.check_output([sys.executable, "-c", textwrap.dedent(code)], text=True).split()
     )
-    print(
-        f"{int(done[0]):,} rows from a generator: {int(done[1]) / 1024:.0f} MB at the peak, {seconds:.0f} s"
-    )
+    print(f"{int(done[0]):,} rows from a generator: {int(done[1]) / 1024:.0f} MB at the peak, {seconds:.0f} s")
 
 
 def rate_limit(rate: float) -> None:
@@ -238,20 +218,13 @@ def environment(*packages: str) -> Iterator[str]:
 def compare() -> None:
     """What people write instead, as whole processes; it does not resume, and ends at the first error."""
     ours, _ = timed(lambda: run("again", "--workers", str(WORKERS)))
-    tuned = {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT}:.",
-        "EXTRACT__WORKERS": str(WORKERS),
-        "RUNTIME__LOG_LEVEL": "ERROR",
-    }
+    tuned = {**os.environ, "PYTHONPATH": f"{ROOT}:.", "EXTRACT__WORKERS": str(WORKERS), "RUNTIME__LOG_LEVEL": "ERROR"}
     tuned["EXTRACT__MAX_PARALLEL_ITEMS"] = str(2 * WORKERS)
     tuned["DLT_DATA_DIR"] = os.getcwd()
     with environment("pandas==2.3.3", "dlt[filesystem]==1.31.0") as python:
         for name, code in (("a thread pool with pandas", PANDAS), ("dlt to CSV files", DLT)):
             line = [python, "-c", code]
-            seconds, _ = timed(
-                lambda line=line: subprocess.run(line, env=tuned, check=True, stdout=subprocess.DEVNULL)
-            )
+            seconds, _ = timed(lambda line=line: subprocess.run(line, env=tuned, check=True, stdout=subprocess.DEVNULL))
             show(f"the same with {name}", seconds, ours, "fetch_ads.py")
 
 

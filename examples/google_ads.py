@@ -62,9 +62,7 @@ def fetch_data(date: dt.date) -> Iterator[dict[str, object]]:
                 for row in batch.results:
                     yield {field: cell(getattr(row, "_pb", row), field) for field in fields}
         except ResourceExhausted as error:
-            raise fetch_ads.RateLimitError(
-                retry_delay(error), f"account {customer}: {error.message}"
-            ) from error
+            raise fetch_ads.RateLimitError(retry_delay(error), f"account {customer}: {error.message}") from error
         except GoogleAdsException as error:
             error.failure.errors[0].message += f" (account {customer})"
             raise

@@ -14,9 +14,7 @@ ROOT = Path(__file__).parents[2]
 def run(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, str(ROOT / "fetch_ads.py"), "2023-01-01", "2023-01-10", *words]
     executor = f"{ROOT / 'examples' / 'dask_executor.py'}:cluster"
-    return subprocess.run(
-        [*line, "--executor", executor], cwd=home, capture_output=True, text=True, timeout=120
-    )
+    return subprocess.run([*line, "--executor", executor], cwd=home, capture_output=True, text=True, timeout=120)
 
 
 def test_a_cluster_fetches_what_threads_fetch(tmp_path: Path) -> None:
@@ -28,9 +26,7 @@ def test_a_cluster_fetches_what_threads_fetch(tmp_path: Path) -> None:
 
 
 def test_two_processes_share_the_days(tmp_path: Path) -> None:
-    (tmp_path / "source.py").write_text(
-        "import os\ndef fetch_data(day):\n    return [{'pid': os.getpid(), 'a': 1}]\n"
-    )
+    (tmp_path / "source.py").write_text("import os\ndef fetch_data(day):\n    return [{'pid': os.getpid(), 'a': 1}]\n")
     done = run(tmp_path, "data", "--fetcher", f"{tmp_path / 'source.py'}:fetch_data")
     assert done.returncode == 0, done.stderr
     pids = {line.split(",")[1] for line in (tmp_path / "data" / "ads.csv").read_text().splitlines()[1:]}

@@ -16,9 +16,7 @@ from typing import Any
 import pytest
 
 grpc = pytest.importorskip("grpc", reason="google-ads is not installed (make test-examples installs it)")
-pytest.importorskip(
-    "google.ads.googleads", reason="google-ads is not installed (make test-examples installs it)"
-)
+pytest.importorskip("google.ads.googleads", reason="google-ads is not installed (make test-examples installs it)")
 
 from google.ads.googleads.v26.enums.types.device import DeviceEnum  # noqa: E402
 from google.ads.googleads.v26.errors.types.errors import GoogleAdsFailure  # noqa: E402
@@ -28,14 +26,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 METHOD = "/google.ads.googleads.v26.services.GoogleAdsService/SearchStream"
 FAILURE = "google.ads.googleads.v26.errors.googleadsfailure-bin"
-FIELDS = [
-    "segments.date",
-    "segments.device",
-    "campaign.id",
-    "campaign.name",
-    "metrics.clicks",
-    "campaign.status",
-]
+FIELDS = ["segments.date", "segments.device", "campaign.id", "campaign.name", "metrics.clicks", "campaign.status"]
 
 
 class Api(grpc.GenericRpcHandler):  # type: ignore[misc,name-defined]
@@ -51,9 +42,7 @@ class Api(grpc.GenericRpcHandler):  # type: ignore[misc,name-defined]
         assert details.method == METHOD
         self.metadata = dict(details.invocation_metadata)
         return grpc.unary_stream_rpc_method_handler(
-            self.answer,
-            protos.SearchGoogleAdsStreamRequest.deserialize,
-            protos.SearchGoogleAdsStreamResponse.serialize,
+            self.answer, protos.SearchGoogleAdsStreamRequest.deserialize, protos.SearchGoogleAdsStreamResponse.serialize
         )
 
     def answer(self, request: Any, context: Any) -> Iterator[Any]:
@@ -67,15 +56,11 @@ class Api(grpc.GenericRpcHandler):  # type: ignore[misc,name-defined]
             time.sleep(3)
         if word == "quota":
             details = {"quota_error_details": {"retry_delay": {"seconds": 1}}}
-            self.fail(
-                context, grpc.StatusCode.RESOURCE_EXHAUSTED, {"quota_error": "RESOURCE_EXHAUSTED"}, details
-            )
+            self.fail(context, grpc.StatusCode.RESOURCE_EXHAUSTED, {"quota_error": "RESOURCE_EXHAUSTED"}, details)
         if word == "quota without delay":
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many requests")
         if word == "expired":
-            self.fail(
-                context, grpc.StatusCode.UNAUTHENTICATED, {"authentication_error": "OAUTH_TOKEN_EXPIRED"}
-            )
+            self.fail(context, grpc.StatusCode.UNAUTHENTICATED, {"authentication_error": "OAUTH_TOKEN_EXPIRED"})
         yield self.batch(day, request.customer_id, 1)
         if word == "break":
             context.abort(grpc.StatusCode.UNAVAILABLE, "connection reset")
@@ -100,10 +85,7 @@ class Api(grpc.GenericRpcHandler):  # type: ignore[misc,name-defined]
 class TokenServer(http.server.BaseHTTPRequestHandler):
     """An OAuth token endpoint; `reply` is its status and its answer."""
 
-    reply: tuple[int, dict[str, object]] = (
-        200,
-        {"access_token": "good", "expires_in": 3600, "token_type": "Bearer"},
-    )
+    reply: tuple[int, dict[str, object]] = (200, {"access_token": "good", "expires_in": 3600, "token_type": "Bearer"})
 
     def do_POST(self) -> None:
         status, answer = type(self).reply
@@ -127,9 +109,7 @@ class Stand:
         line = [sys.executable, str(ROOT / "fetch_ads.py"), *words, "data", "--timezone", "UTC", "--fetcher"]
         line.append(f"{ROOT / 'examples' / 'google_ads.py'}:fetch_data")
         environment = {**os.environ, **self.environment}
-        run = subprocess.run(
-            line, cwd=self.home, env=environment, capture_output=True, text=True, timeout=120
-        )
+        run = subprocess.run(line, cwd=self.home, env=environment, capture_output=True, text=True, timeout=120)
         assert "Traceback" not in run.stderr
         return run.returncode, run.stdout, run.stderr
 
@@ -164,9 +144,7 @@ def stand(tmp_path: Path) -> Iterator[Stand]:
     }
     (tmp_path / "account.json").write_text(json.dumps(account))
     (tmp_path / "google-ads.yaml").write_text(
-        f"json_key_file_path: {tmp_path / 'account.json'}\n"
-        f"use_proto_plus: false\n"
-        f"endpoint: localhost:{port}\n"
+        f"json_key_file_path: {tmp_path / 'account.json'}\nuse_proto_plus: false\nendpoint: localhost:{port}\n"
     )
     environment = {
         "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(tmp_path / "cert.pem"),
@@ -241,10 +219,7 @@ def test_an_expired_token_stops_the_run(stand: Stand) -> None:
 
 
 def test_a_dead_refresh_token_stops_the_run(stand: Stand) -> None:
-    stand.tokens.reply = (
-        400,
-        {"error": "invalid_grant", "error_description": "Token has been expired or revoked."},
-    )
+    stand.tokens.reply = (400, {"error": "invalid_grant", "error_description": "Token has been expired or revoked."})
     code, _, err = stand.run("2023-01-01", "2023-01-09", "--workers", "2")
     assert code == 3
     assert "invalid_grant" in err

@@ -54,9 +54,7 @@ def test_a_list_of_dicts(call: Caller) -> None:
 
 def test_a_generator_a_tuple_and_any_iterable(call: Caller) -> None:
     rows = [{"a": 1, "b": 2}]
-    texts = {
-        call.text(answer) for answer in (rows, tuple(rows), iter(rows), lambda day: (row for row in rows))
-    }
+    texts = {call.text(answer) for answer in (rows, tuple(rows), iter(rows), lambda day: (row for row in rows))}
     assert len(texts) == 1
 
 
@@ -105,22 +103,10 @@ def test_an_empty_row_is_a_row(call: Caller) -> None:
 
 @pytest.mark.parametrize(
     "own",
-    [
-        DAY,
-        dt.datetime(2023, 1, 2, 13, 30),
-        "2023-01-02",
-        "20230102",
-        "2023/01/02",
-        "2023-01-02T00:00:00Z",
-        None,
-        "",
-    ],
+    [DAY, dt.datetime(2023, 1, 2, 13, 30), "2023-01-02", "20230102", "2023/01/02", "2023-01-02T00:00:00Z", None, ""],
 )
 def test_the_own_date_of_a_row_comes_first_as_a_day(call: Caller, own: object) -> None:
-    assert call.rows([{"a": 1, "date": own, "b": 2}] * 3) == [
-        ["date", "a", "b"],
-        *[["2023-01-02", "1", "2"]] * 3,
-    ]
+    assert call.rows([{"a": 1, "date": own, "b": 2}] * 3) == [["date", "a", "b"], *[["2023-01-02", "1", "2"]] * 3]
 
 
 @pytest.mark.parametrize("own", [dt.date(2023, 1, 3), "2023-01-03", "20230103", "soon", 5])
@@ -196,9 +182,7 @@ def leaves(day: dt.date) -> None:
         (leaves, Kind.FAILED, "SystemExit: no configuration"),
     ],
 )
-def test_a_broken_answer_is_a_failed_call_and_leaves_no_file(
-    call: Caller, answer: Any, kind: Kind, error: str
-) -> None:
+def test_a_broken_answer_is_a_failed_call_and_leaves_no_file(call: Caller, answer: Any, kind: Kind, error: str) -> None:
     outcome = call(answer)
     assert outcome.kind is kind
     assert error in outcome.error
