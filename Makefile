@@ -1,7 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
+EXAMPLES := .venv-examples
 
-.PHONY: run test lint clean
+.PHONY: run test test-examples lint clean
 
 run: $(VENV)/ready
 	$(VENV)/bin/python inventory_api.py
@@ -9,13 +10,17 @@ run: $(VENV)/ready
 test: $(VENV)/ready
 	$(VENV)/bin/python -m pytest
 
+# The examples need libraries that the programs do not: they get an environment of their own.
+test-examples: $(EXAMPLES)/ready
+	$(EXAMPLES)/bin/python -m pytest tests/examples --confcutdir=tests/examples -rs
+
 lint: $(VENV)/ready-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(EXAMPLES) .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,4 +29,9 @@ $(VENV)/ready: requirements.txt
 
 $(VENV)/ready-dev: requirements-dev.txt $(VENV)/ready
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(EXAMPLES)/ready: examples/requirements.txt
+	$(PYTHON) -m venv $(EXAMPLES)
+	$(EXAMPLES)/bin/python -m pip install --quiet --disable-pip-version-check -r examples/requirements.txt
 	touch $@

@@ -217,9 +217,7 @@ class Simulation:
     def __call__(self, day: dt.date) -> list[dict[str, object]]:
         time.sleep(random.uniform(0.02, 0.08))
         if random.random() < self.errors:
-            raise random.choice(
-                [TimeoutError("simulated timeout"), RateLimitError(0.1, "simulated rate limit")]
-            )
+            raise random.choice([TimeoutError("simulated timeout"), RateLimitError(0.1, "simulated rate limit")])
         draw = random.Random(day.toordinal())
         return [self.row(day, ad, draw.randrange(10_000), draw.uniform(0, 0.1)) for ad in range(100)]
 
@@ -313,11 +311,7 @@ def classify(error: BaseException) -> Kind:
 def grpc_code(error: BaseException) -> str:
     """UNAVAILABLE and so on, of a google.api_core exception, a grpc.RpcError, a GoogleAdsException; or ''."""
     inner = getattr(error, "error", None)
-    for code in (
-        getattr(error, "grpc_status_code", None),
-        getattr(error, "code", None),
-        getattr(inner, "code", None),
-    ):
+    for code in (getattr(error, "grpc_status_code", None), getattr(error, "code", None), getattr(inner, "code", None)):
         with contextlib.suppress(Exception):  # a code() of some other library
             if (name := getattr(code() if callable(code) else code, "name", None)) in GRPC:
                 return str(name)
@@ -327,12 +321,7 @@ def grpc_code(error: BaseException) -> str:
 def http_statuses(error: BaseException) -> Iterator[int]:
     """The HTTP status that an exception of requests, httpx, urllib, aiohttp or google.api_core carries."""
     response = getattr(error, "response", None)
-    for holder, name in (
-        (response, "status_code"),
-        (error, "code"),
-        (error, "status"),
-        (error, "status_code"),
-    ):
+    for holder, name in ((response, "status_code"), (error, "code"), (error, "status"), (error, "status_code")):
         if isinstance(status := getattr(holder, name, None), int):
             yield int(status)
 
@@ -340,9 +329,7 @@ def http_statuses(error: BaseException) -> Iterator[int]:
 def retry_after(error: BaseException, now: dt.datetime) -> float | None:
     """The seconds a rate limit asks for: an attribute, or a Retry-After header in seconds or as a date."""
     asked: Any = getattr(error, "retry_after", None)
-    headers = (
-        getattr(getattr(error, "response", None), "headers", None) or getattr(error, "headers", None) or {}
-    )
+    headers = getattr(getattr(error, "response", None), "headers", None) or getattr(error, "headers", None) or {}
     asked = headers.get("Retry-After") if asked is None else asked
     with contextlib.suppress(TypeError, ValueError):
         return None if math.isnan(float(asked)) else max(0.0, float(asked))
@@ -448,15 +435,17 @@ class Table:
         if {*map(type, batch)} != {dict} or {*map(len, batch)} != {len(names) + dated} or len(names) < 2:
             return None
         try:
-            cells = list(map(operator.itemgetter(*names), batch))
-            own_days = {*map(str, map(operator.itemgetter("date"), batch))} if dated else set()
+            cells = list(map(operator.itemgetter(*["date"] * dated, *names), batch))
         except KeyError:  # as many columns, but others
             return None
         if any(issubclass(cls, Mapping) for cls in {*map(type, itertools.chain.from_iterable(cells))}):
             return None
+        own_days = {*map(str, map(operator.itemgetter(0), cells))} if dated else set()
+        if own_days == {self.day}:
+            return cells
         for own_day in own_days:
             self.check(own_day)
-        return map(operator.concat, itertools.repeat((self.day,)), cells)
+        return [(self.day, *row[dated:]) for row in cells]
 
     def mixed(self, batch: list[Any]) -> Iterable[Sequence[object]]:
         rows = [self.flat(row, number) for number, row in enumerate(batch, self.rows + 1)]
@@ -532,9 +521,7 @@ def write_day(answer: Any, day: dt.date, path: Path) -> tuple[int, int, str]:
         columns, narrow = [*table.columns], path.with_suffix(".narrow.tmp")
         with on_disk(path):
             os.replace(path, narrow)
-        written = write_hashed(
-            path, itertools.chain([csv_bytes([columns])], recolumned(narrow, columns, columns))
-        )
+        written = write_hashed(path, itertools.chain([csv_bytes([columns])], recolumned(narrow, columns, columns)))
         with on_disk(narrow):
             narrow.unlink()
     return table.rows, *written
@@ -872,12 +859,7 @@ def locked(path: Path) -> Iterator[None]:
                 break
             file.close()
         file.truncate(0)
-        print(
-            f"process {os.getpid()} on {os.uname().nodename} since {stamp(utc_now())}",
-            file=file,
-            end="",
-            flush=True,
-        )
+        print(f"process {os.getpid()} on {os.uname().nodename} since {stamp(utc_now())}", file=file, end="", flush=True)
     with file:
         try:
             yield
@@ -906,9 +888,7 @@ def parse_entry(line: str) -> Entry | None:
         entry = Entry(dt.date.fromisoformat(day), status, *numbers, at, error)
     except (ValueError, csv.Error, StopIteration):
         return None
-    return (
-        entry if status == "failed" or (status in STORED and re.fullmatch("[0-9a-f]{64}", sha256)) else None
-    )
+    return entry if status == "failed" or (status in STORED and re.fullmatch("[0-9a-f]{64}", sha256)) else None
 
 
 def read_manifest(path: Path) -> tuple[dict[dt.date, Entry], int]:
@@ -1003,9 +983,7 @@ class Folder:
 
     def stored(self) -> list[dt.date]:
         """The days that are there, in order."""
-        return sorted(
-            d for d, entry in self.entries.items() if entry.status in STORED and d not in self.damaged
-        )
+        return sorted(d for d, entry in self.entries.items() if entry.status in STORED and d not in self.damaged)
 
     def complete(self) -> set[dt.date]:
         return {day for day in self.stored() if self.entries[day].status == "complete"}
@@ -1137,9 +1115,7 @@ def summarize(tally: Tally, folder: Folder, wanted: Sequence[dt.date], planned: 
     """The outcome of a run in plain values; times in seconds."""
     calls = sorted(tally.call_seconds)
     total = sum(calls)
-    code = next(
-        (code for code in PRECEDENCE if code in tally.stops), Exit.FAILED if tally.failed else Exit.OK
-    )
+    code = next((code for code in PRECEDENCE if code in tally.stops), Exit.FAILED if tally.failed else Exit.OK)
     return {
         "exit_code": int(code),
         "start": str(wanted[0]),
@@ -1193,9 +1169,7 @@ def advice(tally: Tally) -> Iterator[str]:
         Exit.OAUTH: "the API refuses the credentials: renew them and run the same command again ({why})",
         Exit.QUOTA: "the quota is used up: run the same command again {when} ({why})",
     }
-    return (
-        texts[code].format(why=tally.stops[code], when=when) for code in PRECEDENCE if code in tally.stops
-    )
+    return (texts[code].format(why=tally.stops[code], when=when) for code in PRECEDENCE if code in tally.stops)
 
 
 MARKS = {"complete": "#", "provisional": "~", "failed": "x", "damaged": "!", "missing": "."}
@@ -1203,13 +1177,7 @@ MARKS = {"complete": "#", "provisional": "~", "failed": "x", "damaged": "!", "mi
 
 def state(folder: Folder, day: dt.date) -> str:
     """One of MARKS."""
-    return (
-        "damaged"
-        if day in folder.damaged
-        else folder.entries[day].status
-        if day in folder.entries
-        else "missing"
-    )
+    return "damaged" if day in folder.damaged else folder.entries[day].status if day in folder.entries else "missing"
 
 
 def calendar_lines(folder: Folder, days: Sequence[dt.date]) -> Iterator[str]:
@@ -1229,6 +1197,12 @@ def calendar_lines(folder: Folder, days: Sequence[dt.date]) -> Iterator[str]:
 # -- command line --------------------------------------------------------------------------------------------
 
 USAGE = "fetch_ads.py [options] (START END | --backfill | --daily | --check [START END]) FOLDER"
+
+
+def tell(text: str) -> None:
+    """Print a result, though nobody may read it."""
+    with contextlib.suppress(BrokenPipeError):
+        print(text)
 
 
 class Parser(argparse.ArgumentParser):
@@ -1260,39 +1234,18 @@ def arguments() -> Parser:
     mode.add_argument("--backfill", action="store_true", help="the two years up to yesterday")
     mode.add_argument("--daily", action="store_true", help="the same; one line when nothing is missing")
     mode.add_argument("--check", action="store_true", help="show what is there; exit 1 if there are gaps")
-    add(
-        "--fetcher",
-        metavar="MODULE:FUNCTION",
-        help="fetch_data; also path/to/file.py:function (a simulation)",
-    )
+    add("--fetcher", metavar="NAME", help="module:function or path/to/file.py:function (a simulation)")
     add("--workers", type=number(int, 1), default=8, help="days in flight at most (8)")
     add("--retries", type=number(int, 0), default=5, help="further tries of one day (5)")
     add("--timeout", type=number(float, 0.001), default=300.0, help="seconds for one call (300)")
-    add(
-        "--max-wait",
-        type=number(float, 0),
-        default=300.0,
-        help="the longest retry-after worth waiting for (300)",
-    )
-    add(
-        "--refresh-days",
-        type=number(int, 0),
-        default=0,
-        help="fetch the last N days again although complete (0)",
-    )
+    add("--max-wait", type=number(float, 0), default=300.0, help="longest retry-after to wait for (300)")
+    add("--refresh-days", type=number(int, 0), default=0, help="fetch the last N days again (0)")
     add("--timezone", metavar="ZONE", help="the account's: it says what today is (the machine's)")
     add("--force", action="store_true", help="fetch the whole range again")
     add("--dry-run", action="store_true", help="show the plan and the number of calls, and nothing else")
     add("--json", action="store_true", help="the summary as one JSON object on stdout")
-    add(
-        "--executor", default="threads", metavar="NAME", help="threads, processes or module:factory (threads)"
-    )
-    add(
-        "--simulate-errors",
-        type=number(float, 0, 1),
-        metavar="SHARE",
-        help="of simulated calls that fail (0)",
-    )
+    add("--executor", default="threads", metavar="NAME", help="or processes or module:factory (threads)")
+    add("--simulate-errors", type=number(float, 0, 1), metavar="SHARE", help="of simulated calls to fail (0)")
     return parser
 
 
@@ -1331,9 +1284,9 @@ def check(folder: Folder, days: list[dt.date], as_json: bool) -> int:
     states = {str(day): state(folder, day) for day in days}
     code = int(not days or not set(states.values()) <= set(STORED))
     if as_json:
-        print(json.dumps({"exit_code": code, "days": states}))
+        tell(json.dumps({"exit_code": code, "days": states}))
     else:
-        print("\n".join(calendar_lines(folder, days)) if days else f"no days in {folder.root}")
+        tell("\n".join(calendar_lines(folder, days)) if days else f"no days in {folder.root}")
     return code
 
 
@@ -1341,12 +1294,9 @@ def show_plan(wanted: list[dt.date], missing: list[dt.date], as_json: bool) -> i
     """Tell what a run would do."""
     if as_json:
         plan = {"wanted": len(wanted), "skipped": len(wanted) - len(missing), "calls": len(missing)}
-        print(json.dumps({"exit_code": 0, **plan, "days": [str(day) for day in missing]}))
+        tell(json.dumps({"exit_code": 0, **plan, "days": [str(day) for day in missing]}))
     else:
-        print(
-            f"{len(wanted)} days wanted, {len(wanted) - len(missing)} complete, {len(missing)} calls to make"
-        )
-        print("".join(f"  {span}\n" for span in spans(missing)), end="")
+        print(f"{len(wanted)} days wanted, {len(wanted) - len(missing)} complete, {len(missing)} calls to make")
     return Exit.OK
 
 
@@ -1390,7 +1340,7 @@ def fetch(folder: Folder, missing: list[dt.date], options: argparse.Namespace, t
         print("SIMULATED DATA: no --fetcher was given. Keep real data in another folder.", file=sys.stderr)
     fetcher = Fetcher(options.fetcher) if options.fetcher else Simulation(options.simulate_errors or 0.0)
     submit_call, close = start_executor(options.executor, options.timeout)
-    progress = Progress(sys.stderr, len(missing))
+    progress = Progress(sys.stderr or io.StringIO(), len(missing))
 
     def submit(day: dt.date) -> Future[Outcome]:
         try:
@@ -1452,11 +1402,11 @@ def warn(folder: Folder, wanted: list[dt.date]) -> None:
 def report(told: Mapping[str, Any], tally: Tally, options: argparse.Namespace) -> None:
     """The summary on stdout; what stopped the run on stderr."""
     if options.json:
-        print(json.dumps(told))
+        tell(json.dumps(told))
     elif options.daily and told["skipped"] == told["wanted"] and not tally.stops:
-        print(f"nothing to fetch: all {told['wanted']} days from {told['start']} to {told['end']} are there")
+        tell(f"nothing to fetch: all {told['wanted']} days from {told['start']} to {told['end']} are there")
     else:
-        print("\n".join(summary_lines(told)))
+        tell("\n".join(summary_lines(told)))
     for line in advice(tally):
         print(line, file=sys.stderr)
 
@@ -1494,7 +1444,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def leave(code: int) -> NoReturn:
     """End the program, though a thread that some library started may not want it to end."""
     try:
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
     except OSError:  # nobody reads it
         os._exit(code)
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):

@@ -50,9 +50,7 @@ def test_days_of_earlier_runs_are_in_it(command: Command) -> None:
     assert [row["date"] for row in command.ads()] == ["2023-01-01", "2023-01-03"]
 
 
-@pytest.mark.parametrize(
-    "new", [None, b"", b"date\r\n", b"date,clicks,name\r\n2023-01-01,1,a\r\n2023-01-02,2,b\r\n"]
-)
+@pytest.mark.parametrize("new", [None, b"", b"date\r\n", b"date,clicks,name\r\n2023-01-01,1,a\r\n2023-01-02,2,b\r\n"])
 def test_it_is_built_again_when_it_is_not_what_the_days_say(command: Command, new: bytes | None) -> None:
     command.run(*RANGE)
     before = text(command)

@@ -21,9 +21,7 @@ def limited(asked: float | None) -> Outcome:
 class Bucket:
     """An API that allows so many calls a second, and a small burst."""
 
-    def __init__(
-        self, world: World, rate: float, burst: float, delay: bool = True, latency: float = 0.05
-    ) -> None:
+    def __init__(self, world: World, rate: float, burst: float, delay: bool = True, latency: float = 0.05) -> None:
         self.world, self.rate, self.burst, self.delay, self.latency = world, rate, burst, delay, latency
         self.tokens, self.then, self.refused, self.calls = burst, 0.0, 0, 0
 

@@ -55,10 +55,7 @@ def test_an_empty_folder_stays_empty(command: Command) -> None:
 def test_json(command: Command) -> None:
     command.run("2023-01-01", "2023-01-01")
     assert command.run("--check", "2023-01-01", "2023-01-02", "--json") == 1
-    assert json.loads(command.out) == {
-        "exit_code": 1,
-        "days": {"2023-01-01": "complete", "2023-01-02": "missing"},
-    }
+    assert json.loads(command.out) == {"exit_code": 1, "days": {"2023-01-01": "complete", "2023-01-02": "missing"}}
 
 
 def test_a_foreign_manifest_is_reported(command: Command) -> None:

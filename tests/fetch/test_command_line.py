@@ -84,10 +84,7 @@ def test_simulated_days_are_the_same_each_time(tmp_path: Path) -> None:
 
 def test_simulated_errors_are_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch_ads, "BACKOFF", 0.0)
-    assert (
-        main(["2023-01-01", "2023-01-31", str(tmp_path), "--simulate-errors", "0.3", "--retries", "50"])
-        == Exit.OK
-    )
+    assert main(["2023-01-01", "2023-01-31", str(tmp_path), "--simulate-errors", "0.3", "--retries", "50"]) == Exit.OK
 
 
 def test_dry_run_tells_the_calls_and_makes_nothing(command: Command) -> None:
@@ -140,17 +137,13 @@ def test_a_fetcher_named_by_its_module_is_found_in_the_current_folder(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["threads", "processes"])
-@pytest.mark.parametrize(
-    ("raised", "code"), [("RateLimitError(999)", Exit.QUOTA), ("OAuthError('x')", Exit.OAUTH)]
-)
+@pytest.mark.parametrize(("raised", "code"), [("RateLimitError(999)", Exit.QUOTA), ("OAuthError('x')", Exit.OAUTH)])
 def test_a_fetcher_that_imports_fetch_ads_meets_the_classes_of_the_script(
     command: Command, executor: str, raised: str, code: Exit
 ) -> None:
     head = "import sys, fetch_ads\nassert fetch_ads.RateLimitError is sys.modules['__main__'].RateLimitError"
     command.fetcher(f"raise fetch_ads.{raised}", head=head)
-    _, err = (run := command.start("2023-01-01", "2023-01-02", "--executor", executor)).communicate(
-        timeout=60
-    )
+    _, err = (run := command.start("2023-01-01", "2023-01-02", "--executor", executor)).communicate(timeout=60)
     assert run.returncode == code, err
     if code is Exit.QUOTA:
         assert f"after {dt.datetime.now(dt.timezone.utc):%Y-%m}" in err
@@ -160,9 +153,7 @@ def test_a_fetcher_that_imports_fetch_ads_meets_the_classes_of_the_script(
 def test_processes_fetch_what_threads_fetch(command: Command) -> None:
     command.run("2023-01-01", "2023-01-10")
     ads = (command.data / "ads.csv").read_bytes()
-    (run := command.start("2023-01-01", "2023-01-10", "--force", "--executor", "processes")).communicate(
-        timeout=60
-    )
+    (run := command.start("2023-01-01", "2023-01-10", "--force", "--executor", "processes")).communicate(timeout=60)
     assert run.returncode == Exit.OK
     assert (command.data / "ads.csv").read_bytes() == ads
 
@@ -181,18 +172,13 @@ def test_any_executor_may_be_named(command: Command) -> None:
     (command.home / "pools.py").write_text(
         "from concurrent.futures import ThreadPoolExecutor\ndef pool():\n    return ThreadPoolExecutor(2)\n"
     )
-    assert (
-        command.run("2023-01-01", "2023-01-05", "--executor", f"{command.home / 'pools.py'}:pool") == Exit.OK
-    )
+    assert command.run("2023-01-01", "2023-01-05", "--executor", f"{command.home / 'pools.py'}:pool") == Exit.OK
     assert len(command.ads()) == 5
 
 
 def test_an_executor_that_cannot_start_is_said_in_one_line(command: Command) -> None:
     (command.home / "pools.py").write_text("def pool():\n    raise ConnectionError('no cluster')\n")
-    assert (
-        command.run("2023-01-01", "2023-01-05", "--executor", f"{command.home / 'pools.py'}:pool")
-        == Exit.USAGE
-    )
+    assert command.run("2023-01-01", "2023-01-05", "--executor", f"{command.home / 'pools.py'}:pool") == Exit.USAGE
     assert "no cluster" in command.err
 
 

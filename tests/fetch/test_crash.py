@@ -128,9 +128,7 @@ def test_the_lock_of_a_dead_process_holds_nobody(command: Command) -> None:
 
 def test_children_do_not_outlive_a_killed_run(command: Command) -> None:
     pids = command.home / "pids"
-    command.fetcher(
-        f"import os\nopen({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\ntime.sleep(1)\nreturn []"
-    )
+    command.fetcher(f"import os\nopen({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\ntime.sleep(1)\nreturn []")
     with command.start(*RANGE, "--executor", "processes") as run:
         wait_for(pids.exists)
         run.kill()
@@ -145,9 +143,7 @@ def test_children_do_not_outlive_a_killed_run(command: Command) -> None:
 @contextlib.contextmanager
 def small_disk(path: Path) -> Iterator[None]:
     path.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", path], capture_output=True
-    ).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", path], capture_output=True).returncode:
         pytest.skip("only root can mount a small disk here")
     try:
         yield

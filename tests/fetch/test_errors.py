@@ -17,7 +17,8 @@ NOW = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 
 def named(name: str, message: str = "", base: type[Exception] = Exception, **attributes: Any) -> Exception:
     """An exception of a library that is not here."""
-    return type(name, (base,), attributes)(message)
+    error: Exception = type(name, (base,), attributes)(message)
+    return error
 
 
 def http(status: int, **headers: str) -> requests.HTTPError:

@@ -21,11 +21,7 @@ def filled(command: Command) -> Command:
 
 def test_a_row_a_day_in_date_order_with_the_columns_promised(filled: Command) -> None:
     lines = (filled.data / "manifest.csv").read_text().splitlines()
-    assert (
-        lines[0]
-        == "date,status,rows,bytes,sha256,attempts,seconds,fetched_at,error"
-        == ",".join(Entry._fields)
-    )
+    assert lines[0] == "date,status,rows,bytes,sha256,attempts,seconds,fetched_at,error" == ",".join(Entry._fields)
     assert [line[:19] for line in lines[1:]] == [f"2023-01-0{n},complete" for n in range(1, 6)]
 
 
@@ -37,9 +33,7 @@ def test_a_row_describes_the_file(filled: Command) -> None:
 
 
 def test_attempts_count_every_call(command: Command) -> None:
-    command.fetcher(
-        "note.seen = getattr(note, 'seen', 0) + 1\nif note.seen < 3:\n    raise TimeoutError\nreturn []"
-    )
+    command.fetcher("note.seen = getattr(note, 'seen', 0) + 1\nif note.seen < 3:\n    raise TimeoutError\nreturn []")
     command.run("2023-01-01", "2023-01-01", "--json")
     assert command.manifest()["2023-01-01"]["attempts"] == "3"
     assert (command.summary()["retries"], command.summary()["calls"]) == (2, 3)

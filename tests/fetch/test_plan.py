@@ -32,9 +32,7 @@ def test_three_forms_of_dates_are_understood(form: str) -> None:
         ("2026-03-01", "2026-03-02", "in the future"),
     ],
 )
-def test_a_range_that_makes_no_sense_is_refused_with_its_reason(
-    first: str, last: str, complaint: str
-) -> None:
+def test_a_range_that_makes_no_sense_is_refused_with_its_reason(first: str, last: str, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         parse_range(first, last, TODAY)
 

@@ -1,0 +1,1 @@
+"""Tests of the examples, with the libraries they are for."""
