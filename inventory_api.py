@@ -1708,7 +1708,8 @@ class Refusal(waitress.task.ErrorTask):
 class Task(waitress.task.WSGITask):
     def set_close_on_finish(self) -> None:
         """Close where waitress would, but for a 304: that has no Content-Length and needs none (RFC 9110)."""
-        kept_alive = self.version == "1.1" and self.request.headers.get("CONNECTION", "").lower() != "close"
+        request: Any = self.request
+        kept_alive = self.version == "1.1" and request.headers.get("CONNECTION", "").lower() != "close"
         if self.has_body or not kept_alive:
             super().set_close_on_finish()
 
