@@ -398,7 +398,7 @@ class SQLiteDatabase(Database):
 
     def _connect(self) -> sqlite3.Connection:
         mode = "rw" if self._was_open else "rwc"  # a file that goes away later is away, and not to be made anew
-        url = f"file:{quote(self._path)}?mode={mode}"
+        url = f"file://{quote(os.fsencode(os.path.abspath(self._path)))}?mode={mode}"
         connection = sqlite3.connect(url, LOCK_TIMEOUT, isolation_level=None, check_same_thread=False, uri=True)
         connection.set_progress_handler(lambda: self._time_left() < 0, 20_000)  # steps of SQLite's virtual machine
         try:
@@ -939,7 +939,11 @@ def parse_cursor(text: str, query: PageQuery) -> Position:
         position = Position(*json.loads(payload))
         if [type(part) for part in position] != [bool, bool, kind, int] or cursor_at(position, query) != text:
             raise ValueError
-        if not 1 <= position.id <= MAX_ID or re.search("[\0\ud800-\udfff]", str(position.value)):
+        if (
+            len(str(position.value)) > MAX_NAME
+            or not 1 <= position.id <= MAX_ID
+            or re.search("[\0\ud800-\udfff]", str(position.value))
+        ):
             raise ValueError
         if kind is int and not (query.min_cents or 0) <= int(str(position.value)) <= query.top_cents:
             raise ValueError
