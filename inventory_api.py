@@ -382,7 +382,7 @@ class SQLiteDatabase(Database):
     driver_errors = (sqlite3.OperationalError,)
     lock_schema = ()  # BEGIN IMMEDIATE has done it
     list_schema = (
-        "SELECT name FROM sqlite_master UNION ALL SELECT 'products.' || name FROM pragma_table_xinfo('products')"
+        "SELECT lower(name) FROM sqlite_master UNION ALL SELECT 'products.' || name FROM pragma_table_xinfo('products')"
     )
     skip_used_ids = "SELECT 1"  # SQLite looks at the table itself
     after_load = "SELECT 1"
