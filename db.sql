@@ -21,8 +21,11 @@ CREATE TABLE products (
 -- == sqlite ==
 
 -- The id under a name that SQLite does not take for the rowid: only so does a row value seek by both of its columns
--- instead of reading through all rows of one price.
-ALTER TABLE products ADD COLUMN seq INTEGER AS (id) VIRTUAL;
+-- instead of reading through all rows of one price. The CHECK refuses what PostgreSQL's types refuse by themselves.
+ALTER TABLE products ADD COLUMN seq INTEGER AS (id) VIRTUAL CHECK (
+    instr(name, char(0)) = 0
+    AND updated_at GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9][T ][0-9][0-9]:[0-9][0-9]:[0-9][0-9]*'
+);
 
 -- Pages by price, price ranges; the folded name lets a search filter without looking at the table.
 CREATE INDEX products_by_price ON products (price_cents, seq, name_folded);
@@ -72,13 +75,6 @@ CREATE TRIGGER products_version AFTER UPDATE OF id, name, price_cents, stock_lev
 WHEN NEW.version IS NOT OLD.version + 1 OR NEW.updated_at IS NOT CURRENT_TIMESTAMP
 BEGIN
     UPDATE products SET version = OLD.version + 1, updated_at = CURRENT_TIMESTAMP WHERE id = NEW.id;
-END;
-
--- What PostgreSQL's types refuse by themselves.
-CREATE TRIGGER products_time BEFORE INSERT ON products
-WHEN NEW.updated_at NOT GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9][T ][0-9][0-9]:[0-9][0-9]:[0-9][0-9]*'
-BEGIN
-    SELECT RAISE(ABORT, 'updated_at is not a time');
 END;
 
 -- == postgresql ==

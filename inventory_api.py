@@ -281,8 +281,9 @@ class Database:
     dialect: str  # the name of its part in db.sql
     begin: str
     driver_errors: tuple[type[Exception], ...]
-    lock_schema: tuple[str, ...]  # one process at a time may make it; fails where nothing can be written
+    lock_schema: str  # one process at a time may make it
     list_schema: str  # names of tables, indexes and triggers, and `products.name` and so on for its columns
+    after_schema: str  # outside any transaction
     skip_used_ids: str  # so that no new product is given an id that a file brought
     after_load: str  # outside any transaction
     tie: str  # the id, as the indexes know it
@@ -380,10 +381,11 @@ class SQLiteDatabase(Database):
     dialect = "sqlite"
     begin = "BEGIN IMMEDIATE"  # a write lock taken later, in mid-transaction, could not be waited for
     driver_errors = (sqlite3.OperationalError,)
-    lock_schema = ()  # BEGIN IMMEDIATE has done it
+    lock_schema = "SELECT 1"  # BEGIN IMMEDIATE has done it
     list_schema = (
         "SELECT lower(name) FROM sqlite_master UNION ALL SELECT 'products.' || name FROM pragma_table_xinfo('products')"
     )
+    after_schema = "PRAGMA journal_mode = WAL"  # which the file keeps, so that it must be ours
     skip_used_ids = "SELECT 1"  # SQLite looks at the table itself
     after_load = "SELECT 1"
     tie = "seq"
@@ -402,7 +404,6 @@ class SQLiteDatabase(Database):
         connection = sqlite3.connect(url, LOCK_TIMEOUT, isolation_level=None, check_same_thread=False, uri=True)
         connection.set_progress_handler(lambda: self._time_left() < 0, 20_000)  # steps of SQLite's virtual machine
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA cache_size = -16384")  # KiB
         except sqlite3.Error:
@@ -441,10 +442,7 @@ class PostgresDatabase(Database):
         "max_parallel_workers_per_gather": "0",
         "random_page_cost": "1.1",
     }
-    lock_schema = (
-        "SELECT pg_advisory_xact_lock(hashtext('inventory schema'))",
-        "CREATE TEMPORARY TABLE writable () ON COMMIT DROP",
-    )
+    lock_schema = "SELECT pg_advisory_xact_lock(hashtext('inventory schema'))"
     list_schema = """
         SELECT relname FROM pg_class WHERE pg_table_is_visible(oid)
         UNION ALL
@@ -452,6 +450,7 @@ class PostgresDatabase(Database):
         UNION ALL
         SELECT 'products.' || attname FROM pg_attribute WHERE attrelid = to_regclass('products') AND NOT attisdropped
     """
+    after_schema = "SELECT 1"
     skip_used_ids = """
         SELECT setval(ids, max(id))
         FROM products, pg_get_serial_sequence('products', 'id') AS ids
@@ -1316,12 +1315,12 @@ def make_schema(database: Database, with_samples: bool) -> None:
     expected.update(re.findall(r"^CREATE (?:VIRTUAL TABLE|INDEX|TRIGGER) (\w+)", script, re.MULTILINE))
 
     def work(execute: Execute) -> None:
-        for statement in database.lock_schema:
-            execute(statement)
+        execute(database.lock_schema)
         present = {name for (name,) in execute(database.list_schema)}
         if "products" in present:
             if missing := sorted(expected - present):
                 raise BadSchema(f"there is a table products, but it lacks {', '.join(missing)}")
+            execute("UPDATE products SET id = id WHERE FALSE")  # fails where nothing can be written
             return
         for statement in script.split("\n\n"):
             execute(statement)
@@ -1329,6 +1328,7 @@ def make_schema(database: Database, with_samples: bool) -> None:
             merge(database, execute, sample_products())
 
     database.write(work)
+    database.read(lambda execute: execute(database.after_schema))
 
 
 def merge(database: Database, execute: Execute, rows: Iterable[Row]) -> int:
