@@ -283,7 +283,6 @@ class Database:
     driver_errors: tuple[type[Exception], ...]
     lock_schema: str  # one process at a time may make it
     list_schema: str  # names of tables, indexes and triggers, and `products.name` and so on for its columns
-    after_schema: str  # outside any transaction
     skip_used_ids: str  # so that no new product is given an id that a file brought
     after_load: str  # outside any transaction
     tie: str  # the id, as the indexes know it
@@ -385,7 +384,6 @@ class SQLiteDatabase(Database):
     list_schema = (
         "SELECT lower(name) FROM sqlite_master UNION ALL SELECT 'products.' || name FROM pragma_table_xinfo('products')"
     )
-    after_schema = "PRAGMA journal_mode = WAL"  # which the file keeps, so that it must be ours
     skip_used_ids = "SELECT 1"  # SQLite looks at the table itself
     after_load = "SELECT 1"
     tie = "seq"
@@ -399,11 +397,13 @@ class SQLiteDatabase(Database):
         self._path, self._was_open = path, False
 
     def _connect(self) -> sqlite3.Connection:
-        mode = "rw" if self._was_open else "rwc"  # a file that goes away later is away, and not to be made anew
+        # The first connection may make the file, and must leave it as it is if it is another program's.
+        mode, journal_mode = ("rw", "= WAL") if self._was_open else ("rwc", "")
         url = f"file://{quote(os.fsencode(os.path.abspath(self._path)))}?mode={mode}"
         connection = sqlite3.connect(url, LOCK_TIMEOUT, isolation_level=None, check_same_thread=False, uri=True)
         connection.set_progress_handler(lambda: self._time_left() < 0, 20_000)  # steps of SQLite's virtual machine
         try:
+            connection.execute(f"PRAGMA journal_mode {journal_mode}")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA cache_size = -16384")  # KiB
         except sqlite3.Error:
@@ -450,7 +450,6 @@ class PostgresDatabase(Database):
         UNION ALL
         SELECT 'products.' || attname FROM pg_attribute WHERE attrelid = to_regclass('products') AND NOT attisdropped
     """
-    after_schema = "SELECT 1"
     skip_used_ids = """
         SELECT setval(ids, max(id))
         FROM products, pg_get_serial_sequence('products', 'id') AS ids
@@ -1328,7 +1327,7 @@ def make_schema(database: Database, with_samples: bool) -> None:
             merge(database, execute, sample_products())
 
     database.write(work)
-    database.read(lambda execute: execute(database.after_schema))
+    database.close()  # whatever connects from here on knows the database for its own
 
 
 def merge(database: Database, execute: Execute, rows: Iterable[Row]) -> int:
