@@ -31,6 +31,7 @@ import json
 import logging
 import math
 import os
+import random
 import re
 import signal
 import socket
@@ -38,7 +39,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -76,6 +77,9 @@ QUERY_DEADLINE = 4.0  # seconds, for all statements of one request
 LOCK_TIMEOUT = 4.0  # seconds, for SQLite's one write lock
 CONNECT_TIMEOUT = 2  # seconds
 RETRY_AFTER = 1  # seconds a client is told to wait while the database is away
+PATIENCE = 0.25  # seconds that a request waits for others to be done with the database while none is
+LISTENER_PAUSE = 0.2  # seconds, at first, between two attempts to connect
+MAX_HEARD = 1000  # notifications that wait to be looked at
 UPDATE_ATTEMPTS = 100  # of one PATCH, while others keep changing its row
 
 COST_PRODUCT, COST_PAGE, COST_SEARCH, COST_PATCH = 1, 2, 5, 5  # tokens
@@ -84,6 +88,7 @@ ENTRY_OVERHEAD = 1000  # bytes taken by the objects around a cached body, roughl
 
 log = logging.getLogger("inventory")
 T = TypeVar("T")
+Timer = Callable[[], float]  # seconds from some moment on
 
 # ---------------------------------------------------------------- settings
 
@@ -100,12 +105,15 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     threads: int = 8
+    processes: int = 1
     cache_size: int = 10_000
     cache_ttl: float = 30.0  # seconds
+    cache_sync: str = "notify"
     rate_limit: float = 100.0  # tokens a second; 0: no limit
     rate_burst: int = 200
     api_key: str | None = None
     trusted_proxy: str | None = None
+    drain_timeout: float = 10.0  # seconds
     log_level: str = "INFO"
     load: str | None = None
     database_named: bool = False  # by flag or variable, even by the default's own URL
@@ -159,15 +167,18 @@ RULES = {
     "HOST": matching(r"[A-Za-z0-9.:_-]{1,255}", "a host name or an IP address"),
     "PORT": within(int, 0, 65535),
     "THREADS": within(int, 2, 1000),
+    "PROCESSES": within(int, 1, 100),
     "CACHE_SIZE": within(int, 0, 10_000_000),
     "CACHE_TTL": within(float, 0, 86_400),
+    "CACHE_SYNC": matching("notify|ttl", "notify or ttl"),
     "RATE_LIMIT": within(float, 0, 1_000_000),
     "RATE_BURST": within(int, COST_PATCH, 10_000_000),
     "API_KEY": matching(r"[!-~]+", "one or more visible ASCII characters"),
     "TRUSTED_PROXY": Rule(lambda text: text if text == "*" else str(ipaddress.ip_address(text)), "an IP address, or *"),
+    "DRAIN_TIMEOUT": within(float, 0, 3600),
     "LOG_LEVEL": matching(r"DEBUG|INFO|WARNING|ERROR|CRITICAL", "DEBUG, INFO, WARNING, ERROR or CRITICAL"),
 }
-FLAGS = ("DATABASE_URL", "HOST", "PORT", "THREADS")
+FLAGS = ("DATABASE_URL", "HOST", "PORT", "THREADS", "PROCESSES")
 
 
 class Parser(argparse.ArgumentParser):
@@ -199,6 +210,10 @@ def without_password(url: str) -> str:
     return re.sub(
         r"(://[^:/@]*:).*@|(password=)[^&\s]*", lambda found: f"{found[1]}***@" if found[1] else "password=***", url
     )
+
+
+def one_line(error: object) -> str:
+    return " ".join(str(error).split())
 
 
 # ---------------------------------------------------------------- domain errors
@@ -252,6 +267,10 @@ class RateLimited(InventoryError):
     """Too few tokens; the fact is in how many seconds there will be enough."""
 
 
+class Overloaded(InventoryError):
+    """Too many wait already, or the server is about to end."""
+
+
 class DatabaseUnavailable(InventoryError):
     """The database is away, locked, full, read-only or too slow."""
 
@@ -291,11 +310,12 @@ class Database:
     count_trigrams: str
     ways: tuple[tuple[str, float], ...]  # to few rows: each with the candidates that are worth reading and sorting
 
-    def __init__(self, deadline: float = QUERY_DEADLINE, timer: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, deadline: float = QUERY_DEADLINE, timer: Timer = time.monotonic) -> None:
         self.deadline = deadline
         self._timer = timer
         self._local = threading.local()
         self._connections: list[Any] = []
+        self.counts = Counter(errors=0, reconnects=0)
 
     def read(self, work: Callable[[Execute], T]) -> T:
         """What `work` makes of its statements, each of which sees all that was committed when it began."""
@@ -335,9 +355,11 @@ class Database:
         try:
             return work(self._connection())
         except self.driver_errors as error:
+            self.counts["errors"] += 1
             lost = self._discard()
             if not (lost and may_retry):
                 raise self._unavailable(error) from error
+        self.counts["reconnects"] += 1
         return self._run(work, may_retry=False)
 
     def _connection(self) -> Any:
@@ -350,6 +372,7 @@ class Database:
     def _discard(self) -> bool:
         """Close this thread's connection, whose next statement opens another; whether it was lost already."""
         connection = self._local.__dict__.pop("connection", None)
+        self._local.version = None
         if connection is None:
             return False
         lost = bool(getattr(connection, "closed", False))
@@ -375,6 +398,25 @@ class Database:
         """Append a stream of rows to the temporary table `staged`."""
         raise NotImplementedError
 
+    def listen(self) -> None:
+        """Begin to hear of changes, in a thread of its own, where the engine is not to be asked but tells."""
+
+    def has_news(self) -> bool:
+        """Whether others may have changed products since this thread last asked."""
+        raise NotImplementedError
+
+    def news(self) -> Iterable[int] | None:
+        """The ids of products that were changed, by whomever, since any thread last asked; None: any may have been."""
+        raise NotImplementedError
+
+
+CHANGES_SINCE = """
+SELECT n, product_id
+FROM product_changes
+WHERE n >= ?
+ORDER BY n
+"""
+
 
 class SQLiteDatabase(Database):
     dialect = "sqlite"
@@ -395,6 +437,7 @@ class SQLiteDatabase(Database):
     def __init__(self, path: str, deadline: float) -> None:
         super().__init__(deadline)
         self._path, self._was_open = path, False
+        self._last_change: Row | None = None
 
     def _connect(self) -> sqlite3.Connection:
         # The first connection may make the file, and must leave it as it is if it is another program's.
@@ -418,6 +461,26 @@ class SQLiteDatabase(Database):
     def stage(self, rows: Iterable[Row]) -> None:
         self._connection().executemany("INSERT INTO staged VALUES (?, ?, ?, ?, ?, ?)", rows)
 
+    def has_news(self) -> bool:
+        """Whether another connection committed: another program's, another process', another thread's."""
+        try:
+            ((version,),) = self._connection().execute("PRAGMA data_version").fetchall()
+        except self.driver_errors:
+            self._discard()
+            return False  # what cannot be read cannot be written either
+        known, self._local.version = getattr(self._local, "version", None), version
+        return bool(version != known)
+
+    def news(self) -> Iterable[int] | None:
+        try:
+            rows = self._connection().execute(CHANGES_SINCE, (self._last_change or (0,))[:1]).fetchall()
+        except self.driver_errors:
+            self._discard()
+            return None
+        known = rows and rows[0] == self._last_change  # else so many followed that it is no longer there
+        self._last_change = rows[-1] if rows else None
+        return [product_id for _, product_id in rows[1:]] if known else None
+
 
 class BoundedConnection(psycopg.Connection[Row]):
     """A connection on which no wait outlasts the deadline, not even for a server that is frozen."""
@@ -427,6 +490,15 @@ class BoundedConnection(psycopg.Connection[Row]):
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         left = self.time_left()
         return super().wait(gen, interval, None if left == math.inf else left)
+
+
+LISTENER_OPTIONS: dict[str, Any] = {
+    "autocommit": True,
+    "connect_timeout": CONNECT_TIMEOUT,
+    "keepalives_idle": 5,  # seconds
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+}
 
 
 class PostgresDatabase(Database):
@@ -467,6 +539,10 @@ class PostgresDatabase(Database):
     def __init__(self, url: str, deadline: float) -> None:
         super().__init__(deadline)
         self._url = url
+        self._heard: list[str] = []  # payloads of notifications
+        self._hearing = threading.Lock()
+        self._closed = threading.Event()
+        self.listening = False
 
     def _connect(self) -> BoundedConnection:
         connection = BoundedConnection.connect(self._url, autocommit=True, connect_timeout=CONNECT_TIMEOUT)
@@ -493,6 +569,48 @@ class PostgresDatabase(Database):
         with self._connection().cursor().copy("COPY staged FROM STDIN") as copy:
             for row in rows:
                 copy.write_row(row)
+
+    def has_news(self) -> bool:
+        return bool(self._heard)
+
+    def news(self) -> Iterable[int] | None:
+        with self._hearing:
+            heard, self._heard = self._heard, []
+        return None if "" in heard else {int(number) for payload in heard for number in payload.split(",")}
+
+    def listen(self) -> None:
+        self._closed.clear()
+        threading.Thread(target=self._listen, name="listener", daemon=True).start()
+
+    def close(self) -> None:
+        self._closed.set()
+        super().close()
+
+    def _listen(self) -> None:
+        pause = LISTENER_PAUSE
+        while not self._closed.is_set():
+            try:
+                with psycopg.Connection.connect(self._url, **LISTENER_OPTIONS) as connection:
+                    connection.execute("LISTEN inventory_products")
+                    self._hear("")  # whatever was changed while nobody listened
+                    self.listening, pause = True, LISTENER_PAUSE
+                    while not self._closed.is_set():
+                        for notice in connection.notifies(timeout=LISTENER_PAUSE):
+                            self._hear(notice.payload)
+            except psycopg.Error as error:
+                self.counts["errors"] += 1
+                log.warning("listener: %s", one_line(error))
+            self.listening = False
+            self._closed.wait(random.uniform(0, pause))
+            pause = min(2 * pause, 5.0)
+            self.counts["reconnects"] += 1
+
+    def _hear(self, payload: str) -> None:
+        with self._hearing:
+            if payload and len(self._heard) < MAX_HEARD:
+                self._heard.append(payload)
+            else:
+                self._heard = [""]
 
 
 @cache
@@ -542,89 +660,119 @@ class Flight(NamedTuple):
     result: Future[Representation | None]
     generation: int
 
+    def fly(self, loader: Loader) -> None:
+        try:
+            self.result.set_result(loader())
+        except BaseException as error:
+            self.result.set_exception(error)
+
 
 class TTLCache:
     """Least-recently-used representations with a time to live, bounded by entries and by bytes.
 
-    Every invalidation begins a generation. What a load read is kept only if it ends in the generation it began in, and
-    only then do others join it (the leases of Nishtala et al., NSDI 2013, with one for all keys). `state` is asked
-    before every answer and fill: when what it returns has changed, another writer was at work, and all is forgotten.
+    Every invalidation begins a generation. Only in the generation a load began in is its result kept and do others join
+    it (the leases of Nishtala et al., NSDI 2013, one for all keys). `news`: the keys that others changed; None: any.
     """
 
     def __init__(
-        self, size: int, ttl: float, timer: Callable[[], float] = time.monotonic, state: Callable[[], object] = int
-    ) -> None:
+        self, size: int, ttl: float, timer: Timer = time.monotonic,
+        has_news: Callable[[], bool] = bool, news: Callable[[], Iterable[Hashable] | None] = tuple,
+    ) -> None:  # fmt: skip
         self._size, self._ttl, self._timer = (size if ttl else 0), ttl, timer
-        self._state, self._seen, self._generation, self._bytes = state, state(), 0, 0
+        self._has_news, self._news = has_news, news
         self._lock = threading.Lock()  # never held while something is loaded
         self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
         self._flights: dict[Hashable, Flight] = {}
+        self._generation, self._bytes = 0, 0
+        self.counts = Counter(hits=0, misses=0, evictions=0, invalidations=0, refused_fills=0)
 
-    def fetch(self, key: Hashable, load: Loader, volatile: bool = False, fresh: bool = False) -> Answer:
-        """What `key` has alive, or what one `load()` gives all who miss it. Volatile: it ends with any invalidation."""
+    def get(self, key: Hashable) -> Answer | None:
+        """What `key` has alive."""
+        if self._has_news():
+            self.invalidate()
         with self._lock:
-            self._follow_state()
-            entry = None if fresh else self._live_entry(key)
-            if entry:
+            entry = self._entries.get(key)
+            if entry and entry.expires > self._timer() and entry.generation in (None, self._generation):
+                self._entries.move_to_end(key, last=entry.representation is not None)
+                self.counts["hits"] += 1
                 return Answer(entry.representation, cached=True)
-            under_way = None if fresh or not self._size else self._flights.get(key)
+            self._drop(key)
+        return None
+
+    def load(self, key: Hashable, loader: Loader, volatile: bool = False, join: bool = True) -> Answer:
+        """What one call of `loader` gives all who miss `key` meanwhile. Volatile: it ends with any invalidation."""
+        with self._lock:
+            self.counts["misses"] += 1
+            under_way = self._flights.get(key) if join and self._size else None
             joins = under_way is not None and under_way.generation == self._generation
             flight = under_way if under_way and joins else Flight(Future(), self._generation)
             self._flights[key] = flight
         if not joins:
-            self._fly(key, flight, load, volatile)
+            flight.fly(loader)
+            self._land(key, flight, volatile)
         return Answer(flight.result.result(), cached=False)
 
-    def invalidate(self, key: Hashable) -> None:
-        """Forget `key` and every volatile entry, and refuse what is being loaded now."""
+    def invalidate(self, *keys: Hashable) -> None:
+        """Forget `keys`, what others changed and all that is volatile, and refuse what is being loaded now."""
         with self._lock:
-            self._generation += 1
-            self._drop(key)
+            news = self._news()
+            changed = {*keys, *(self._entries if news is None else news)}
+            for key in changed:
+                self._drop(key)
+            if changed or news is None:
+                self._generation += 1
+                self.counts["invalidations"] += 1
 
-    def _fly(self, key: Hashable, flight: Flight, load: Loader, volatile: bool) -> None:
-        try:
-            flight.result.set_result(load())
-        except BaseException as error:
-            flight.result.set_exception(error)
+    def _land(self, key: Hashable, flight: Flight, volatile: bool) -> None:
         with self._lock:
-            self._follow_state()
             if self._flights.get(key) is flight:  # else a fresh read overtook this one, and has a newer row
                 del self._flights[key]
+                self.counts["refused_fills"] += flight.generation != self._generation
                 if flight.generation == self._generation and not flight.result.exception():
                     self._keep(key, flight.result.result(), flight.generation if volatile else None)
-
-    def _live_entry(self, key: Hashable) -> Entry | None:
-        entry = self._entries.get(key)
-        if entry and entry.expires > self._timer() and entry.generation in (None, self._generation):
-            self._entries.move_to_end(key, last=entry.representation is not None)
-            return entry
-        self._drop(key)
-        return None
 
     def _keep(self, key: Hashable, representation: Representation | None, generation: int | None) -> None:
         self._drop(key)
         size = ENTRY_OVERHEAD + len(str(key)) + sum(map(len, representation or ()))
-        if not self._size or size > CACHE_BYTES:
-            return
-        while len(self._entries) >= self._size or self._bytes + size > CACHE_BYTES:
+        while self._entries and (len(self._entries) >= self._size or self._bytes + size > CACHE_BYTES):
             self._drop(next(iter(self._entries)))
-        self._entries[key] = Entry(representation, self._timer() + self._ttl, generation, size)
-        self._bytes += size
-        # What is absent stays at the cold end: who asks for absent things crowds out nothing but those.
-        self._entries.move_to_end(key, last=representation is not None)
+            self.counts["evictions"] += 1
+        if self._size and size <= CACHE_BYTES:
+            self._entries[key] = Entry(representation, self._timer() + self._ttl, generation, size)
+            self._bytes += size
+            # What is absent stays at the cold end: who asks for absent things crowds out nothing but those.
+            self._entries.move_to_end(key, last=representation is not None)
 
     def _drop(self, key: Hashable) -> None:
         entry = self._entries.pop(key, None)
         self._bytes -= entry.size if entry else 0
 
-    def _follow_state(self) -> None:
-        if (state := self._state()) != self._seen:
-            self._seen, self._bytes = state, 0
-            self._generation += 1
-            self._entries.clear()
+
+# ---------------------------------------------------------------- admission
 
 
-# ---------------------------------------------------------------- rate limiting
+class Bulkhead:
+    """Room for so many threads to wait for the database at a time, so that one stays free for what needs none.
+
+    Entered as a context. Where it is full, one waits as long as others still come and go; when nobody did for
+    `patience` seconds, whoever comes is refused at once: it raises Overloaded.
+    """
+
+    def __init__(self, places: int, patience: float = PATIENCE, timer: Timer = time.monotonic) -> None:
+        self._places, self._patience, self._timer = threading.Semaphore(places), patience, timer
+        self._moved = -math.inf
+
+    def __enter__(self) -> None:
+        if not self._places.acquire(blocking=False):
+            patience = self._moved + self._patience - self._timer()
+            if patience <= 0 or not self._places.acquire(timeout=patience):
+                raise Overloaded("too many requests wait for the database; try again in a moment")
+        self._moved = self._timer()
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        if not (kind and issubclass(kind, DatabaseUnavailable)):
+            self._moved = self._timer()
+        self._places.release()
 
 
 class Grant(NamedTuple):
@@ -642,7 +790,7 @@ class RateLimiter:
     that changes nothing, since its bucket would be full, as a new one is.
     """
 
-    def __init__(self, rate: float, burst: int, timer: Callable[[], float], clients: int = MAX_CLIENTS) -> None:
+    def __init__(self, rate: float, burst: int, timer: Timer, clients: int = MAX_CLIENTS) -> None:
         self.policy = f'"default";q={burst};w={math.ceil(burst / rate)}'
         self._rate, self._burst, self._timer, self._clients = rate, burst, timer, clients
         self._lock = threading.Lock()
@@ -1185,19 +1333,18 @@ RETURNING id, name, price_cents, stock_level, version, updated_at
 class Inventory:
     """The use cases. A product is cached under its id, a page under its query."""
 
-    def __init__(self, database: Database, cache: TTLCache) -> None:
-        self._database = database
-        self._cache = cache
+    def __init__(self, database: Database, cache: TTLCache, admission: Bulkhead) -> None:
+        self._database, self._cache, self._admission = database, cache, admission
 
     def product(self, product_id: int, fresh: bool) -> Answer:
         """One product; `fresh`: from the database, whatever the cache has."""
         if product_id > MAX_ID:
             return Answer(None, cached=False)
-        return self._cache.fetch(product_id, lambda: self._load_product(product_id), fresh=fresh)
+        return self._read(product_id, lambda: self._load_product(product_id), volatile=False, fresh=fresh)
 
     def page(self, query: PageQuery, fresh: bool) -> Answer:
         """A page of products."""
-        return self._cache.fetch(query, lambda: self._load_page(query), volatile=True, fresh=fresh)
+        return self._read(query, lambda: self._load_page(query), volatile=True, fresh=fresh)
 
     def update(self, product_id: int, change: Change, versions: frozenset[int] | None) -> Representation:
         """The product after a change that is made if it is at one of `versions` (None: whatever it is at).
@@ -1217,17 +1364,24 @@ class Inventory:
 
         if product_id > MAX_ID:
             refuse(None, change, versions)
-        try:
-            product = self._database.write(work)
-        except DatabaseUnavailable:
-            self._changed(product_id)  # it may have been, if COMMIT was sent but not answered
-            raise
-        self._changed(product_id)
+        with self._admission:
+            try:
+                product = self._database.write(work)
+            finally:
+                self._changed(product_id)  # even after an error, if COMMIT was sent but not answered
         return represent_product(product)
 
     def check(self) -> None:
         """Return if the database answers. Raises DatabaseUnavailable."""
-        self._database.read(lambda execute: execute("SELECT id FROM products LIMIT 1"))
+        with self._admission:
+            self._database.read(lambda execute: execute("SELECT id FROM products LIMIT 1"))
+
+    def _read(self, key: Hashable, loader: Loader, volatile: bool, fresh: bool) -> Answer:
+        answer = None if fresh else self._cache.get(key)
+        if answer is None:
+            with self._admission:
+                answer = self._cache.load(key, loader, volatile, join=not fresh)
+        return answer
 
     def _changed(self, product_id: int) -> None:
         """What a write invalidates: the product, and every page, since any might show it, or no longer show it."""
@@ -1311,7 +1465,7 @@ def make_schema(database: Database, with_samples: bool) -> None:
     portable, *parts = re.split(r"^-- == (\w+) ==\n", SCHEMA_FILE.read_text(), flags=re.MULTILINE)[2:]
     script = portable + parts[parts.index(database.dialect) + 1]
     expected = {f"products.{column}" for column in PRODUCT_COLUMNS}
-    expected.update(re.findall(r"^CREATE (?:VIRTUAL TABLE|INDEX|TRIGGER) (\w+)", script, re.MULTILINE))
+    expected.update(re.findall(r"^CREATE (?:VIRTUAL TABLE|TABLE|INDEX|TRIGGER) (\w+)", script, re.MULTILINE))
 
     def work(execute: Execute) -> None:
         execute(database.lock_schema)
@@ -1418,6 +1572,7 @@ PROBLEMS = {
     UnsupportedBody: Problem(415, ("Accept-Patch", ", ".join(MEDIA_TYPES))),
     InvalidFields: Problem(422, member="errors"),
     RateLimited: Problem(429, ("Retry-After", "{}")),
+    Overloaded: Problem(503, ("Retry-After", str(RETRY_AFTER))),
     DatabaseUnavailable: Problem(503, ("Retry-After", str(RETRY_AFTER))),
 }
 
@@ -1453,10 +1608,6 @@ def tell_falcon_error(req: falcon.Request, resp: falcon.Response, error: falcon.
 def tell_bug(req: falcon.Request, resp: falcon.Response, error: Exception, params: object) -> None:
     log.error("request_id=%s", req.context.request_id, exc_info=error)
     write_problem(req, resp, 500, "the server failed; its log tells why")
-
-
-def one_line(error: object) -> str:
-    return " ".join(str(error).split())
 
 
 # ---------------------------------------------------------------- middleware
@@ -1516,7 +1667,7 @@ class Conversation:
 class Gate:
     """Who may come in: first the rate limit, then, for writes, the API key. What has no cost is always open."""
 
-    def __init__(self, settings: Settings, timer: Callable[[], float]) -> None:
+    def __init__(self, settings: Settings, timer: Timer) -> None:
         rate, burst = settings.rate_limit, settings.rate_burst
         self._limiter = RateLimiter(rate, burst, timer) if rate else None
         self._api_key, self._writes_are_open = settings.api_key, settings.writes_are_open
@@ -1658,11 +1809,12 @@ def create_app(
     database: Database,
     access_log: AccessLog = lambda line: None,
     next_id: Callable[[], str] | None = None,
-    timer: Callable[[], float] = time.monotonic,
+    timer: Timer = time.monotonic,
 ) -> App:
     """The WSGI app, with all that it is made of. The schema must be there."""
-    cache = TTLCache(settings.cache_size, settings.cache_ttl, timer)
-    inventory = Inventory(database, cache)
+    admission = Bulkhead(settings.threads - 1)
+    cache = TTLCache(settings.cache_size, settings.cache_ttl, timer, database.has_news, database.news)
+    inventory = Inventory(database, cache, admission)
 
     def ready() -> Mapping[str, str]:
         inventory.check()
