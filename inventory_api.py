@@ -440,13 +440,13 @@ class SQLiteDatabase(Database):
         self._last_change: Row | None = None
 
     def _connect(self) -> sqlite3.Connection:
-        # The first connection may make the file, and must leave it as it is if it is another program's.
-        mode, journal_mode = ("rw", "= WAL") if self._was_open else ("rwc", "")
+        mode = "rw" if self._was_open else "rwc"  # a file that goes away later is away, and not to be made anew
         url = f"file://{quote(os.fsencode(os.path.abspath(self._path)))}?mode={mode}"
         connection = sqlite3.connect(url, LOCK_TIMEOUT, isolation_level=None, check_same_thread=False, uri=True)
         connection.set_progress_handler(lambda: self._time_left() < 0, 20_000)  # steps of SQLite's virtual machine
         try:
-            connection.execute(f"PRAGMA journal_mode {journal_mode}")
+            if connection.execute("SELECT name FROM sqlite_master WHERE name = 'product_changes'").fetchall():
+                connection.execute("PRAGMA journal_mode = WAL")  # the file keeps it, so it must be ours
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA cache_size = -16384")  # KiB
         except sqlite3.Error:
@@ -1367,8 +1367,10 @@ class Inventory:
         with self._admission:
             try:
                 product = self._database.write(work)
-            finally:
-                self._changed(product_id)  # even after an error, if COMMIT was sent but not answered
+            except DatabaseUnavailable:
+                self._changed(product_id)  # it may have been, if COMMIT was sent but not answered
+                raise
+            self._changed(product_id)
         return represent_product(product)
 
     def check(self) -> None:
@@ -1481,7 +1483,7 @@ def make_schema(database: Database, with_samples: bool) -> None:
             merge(database, execute, sample_products())
 
     database.write(work)
-    database.close()  # whatever connects from here on knows the database for its own
+    database.close()  # whoever connects from here on sees that the database is ours
 
 
 def merge(database: Database, execute: Execute, rows: Iterable[Row]) -> int:
