@@ -23,6 +23,7 @@ import argparse
 import base64
 import contextlib
 import csv
+import functools
 import hashlib
 import hmac
 import ipaddress
@@ -33,17 +34,18 @@ import math
 import os
 import random
 import re
+import select
 import signal
 import socket
 import sqlite3
 import sys
 import threading
 import time
+from bisect import bisect_left
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar
@@ -55,6 +57,7 @@ import waitress.channel
 import waitress.proxy_headers
 import waitress.server
 import waitress.task
+import waitress.utilities
 from psycopg.types.string import TextLoader
 
 VERSION = "1.0.0"
@@ -76,6 +79,10 @@ MAX_CLIENTS = 10_000  # token buckets remembered
 QUERY_DEADLINE = 4.0  # seconds, for all statements of one request
 LOCK_TIMEOUT = 4.0  # seconds, for SQLite's one write lock
 CONNECT_TIMEOUT = 2  # seconds
+IDLE_GRACE = 3.0  # seconds that an idle connection may still bring a request while the server drains
+REQUEST_TIMEOUT = 30.0  # seconds for a request to arrive
+QUEUE_TIMEOUT = 3.0  # seconds for it to wait for a thread
+RESTART_PAUSE = 0.5  # seconds before a process takes the place of one that died
 RETRY_AFTER = 1  # seconds a client is told to wait while the database is away
 PATIENCE = 0.25  # seconds that a request waits for others to be done with the database while none is
 LISTENER_PAUSE = 0.2  # seconds, at first, between two attempts to connect
@@ -85,6 +92,8 @@ UPDATE_ATTEMPTS = 100  # of one PATCH, while others keep changing its row
 COST_PRODUCT, COST_PAGE, COST_SEARCH, COST_PATCH = 1, 2, 5, 5  # tokens
 CACHE_BYTES = 64 * 1024 * 1024
 ENTRY_OVERHEAD = 1000  # bytes taken by the objects around a cached body, roughly
+
+SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 log = logging.getLogger("inventory")
 T = TypeVar("T")
@@ -297,6 +306,7 @@ class Database:
     the driver's errors. Work whose connection turns out to be lost runs once more, unless COMMIT was already sent.
     """
 
+    listening: bool | None = None  # whether changes are heard of, where the engine tells of them
     dialect: str  # the name of its part in db.sql
     begin: str
     driver_errors: tuple[type[Exception], ...]
@@ -613,7 +623,7 @@ class PostgresDatabase(Database):
                 self._heard = [""]
 
 
-@cache
+@functools.cache
 def to_psycopg(sql: str) -> str:
     """`:name` as psycopg writes it."""
     return re.sub(r":([a-z_]+)", r"%(\1)s", sql.replace("%", "%%"))
@@ -1612,27 +1622,100 @@ def tell_bug(req: falcon.Request, resp: falcon.Response, error: Exception, param
     write_problem(req, resp, 500, "the server failed; its log tells why")
 
 
-# ---------------------------------------------------------------- middleware
+# ---------------------------------------------------------------- monitoring
 
-CACHED = "private, no-cache"  # keep it, but ask each time whether it still is so
-AccessLog = Callable[[str], object]
+BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 
-
-def new_request_ids() -> Callable[[], str]:
-    """A source of ids: what this process drew by lot as it began, and a number."""
-    prefix, numbers = os.urandom(6).hex(), itertools.count(1)
-    return lambda: f"{prefix}-{next(numbers)}"
-
-
-def safe_id(offered: str) -> str:
-    """The id that a client offers, if it is one that can go into a header and a log; else none."""
-    return offered if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", offered) else ""
+METRICS = {
+    "requests_total": "Requests answered, by route, method and status.",
+    "request_seconds": "Seconds from the first look at a request to its answer, by route.",
+    "rate_limited_total": "Requests refused with 429.",
+    "cache_hits_total": "Reads answered by the cache.",
+    "cache_misses_total": "Reads that the cache had no answer for.",
+    "cache_evictions_total": "Answers forgotten to make room.",
+    "cache_invalidations_total": "Changes, own and others', that the cache forgot answers for.",
+    "cache_refused_fills_total": "Answers not kept, because something was changed while they were loaded.",
+    "database_errors_total": "Errors of the database, and connections to it that failed.",
+    "database_reconnects_total": "Connections made anew in place of lost ones.",
+    "listener_up": "1 while notifications of PostgreSQL are heard.",
+    "queue_depth": "Requests that wait for a thread.",
+    "in_flight": "Requests that have a thread.",
+}
 
 
 def access_line(method: str, path: str, status: int, seconds: float, request_id: str, client: str) -> str:
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     said = f"method={method} path={quote(path)} status={status} ms={seconds * 1000:.1f}"
     return f"{now} {said} request_id={request_id} client={quote(client, safe=':')}\n"
+
+
+class Monitor:
+    """What a process tells of itself: ids for its requests, a line in the log for each, and metrics."""
+
+    def __init__(self, write_line: Callable[[str], object] = lambda line: None, process: int = 1) -> None:
+        self.draining = False
+        self._write_line, self._process = write_line, process
+        self._prefix, self._numbers = os.urandom(6).hex(), itertools.count(1)
+        self._lock = threading.Lock()
+        self._requests: Counter[tuple[str, str, int]] = Counter()
+        self._buckets: dict[str, list[int]] = {}
+        self._seconds: Counter[str] = Counter()
+        self._sources: list[Callable[[], Mapping[str, float]]] = []
+
+    def request_id(self, offered: str) -> str:
+        """The id that a client offers, if it is one that can go into a header and a log; else a new one."""
+        return offered if SAFE_ID.fullmatch(offered) else f"{self._prefix}-{next(self._numbers)}"
+
+    def record(
+        self, method: str, path: str, status: int, seconds: float, request_id: str, client: str, route: str = ""
+    ) -> None:
+        """Log and count one request that was answered."""
+        self._write_line(access_line(method, path, status, seconds, request_id, client))
+        with self._lock:
+            self._requests[route, method if method in falcon.COMBINED_METHODS else "other", status] += 1
+            if route not in self._buckets:
+                self._buckets[route] = [0] * (len(BUCKETS) + 1)
+            self._buckets[route][bisect_left(BUCKETS, seconds)] += 1
+            self._seconds[route] += seconds  # type: ignore[assignment]
+
+    def watch(self, source: Callable[[], Mapping[str, float]]) -> None:
+        """Have metrics told as `source` has them at the time."""
+        self._sources.append(source)
+
+    def text(self) -> str:
+        """All metrics in Prometheus' text format; each carries the process, since a scrape meets any one of them."""
+        lines = []
+        for name, samples in self._collect().items():
+            kind = {"total": "counter", "seconds": "histogram"}.get(name.rpartition("_")[2], "gauge")
+            lines += [f"# HELP inventory_{name} {METRICS[name]}", f"# TYPE inventory_{name} {kind}"]
+            for series, value in samples.items():
+                suffix, _, labels = series.partition("{")
+                lines.append(f'inventory_{name}{suffix}{{process="{self._process}"{labels and "," + labels}}} {value}')
+        return "\n".join(lines) + "\n"
+
+    def _collect(self) -> dict[str, dict[str, float]]:
+        """Metric: series (what follows the metric's name, but for the closing brace): value."""
+        with self._lock:
+            requests, seconds = dict(self._requests), dict(self._seconds)
+            buckets = {route: list(itertools.accumulate(counts)) for route, counts in self._buckets.items()}
+        answered: dict[str, float] = {
+            f'{{route="{route}",method="{method}",status="{status}"': count
+            for (route, method, status), count in requests.items()
+        }
+        latency: dict[str, float] = {}
+        for route, counts in buckets.items():
+            for bound, count in zip((*BUCKETS, "+Inf"), counts, strict=True):
+                latency[f'_bucket{{route="{route}",le="{bound}"'] = count
+            latency[f'_sum{{route="{route}"'] = seconds[route]
+            latency[f'_count{{route="{route}"'] = counts[-1]
+        limited = sum(count for (_, _, status), count in requests.items() if status == 429)
+        told = {name: {"": value} for source in self._sources for name, value in source().items()}
+        return {"requests_total": answered, "request_seconds": latency, "rate_limited_total": {"": limited}, **told}
+
+
+# ---------------------------------------------------------------- middleware
+
+CACHED = "private, no-cache"  # keep it, but ask each time whether it still is so
 
 
 def believe_proxy(environ: dict[str, Any]) -> None:
@@ -1647,11 +1730,11 @@ def believe_proxy(environ: dict[str, Any]) -> None:
 class Conversation:
     """What every response carries, and the line in the log that every request gets."""
 
-    def __init__(self, access_log: AccessLog, next_id: Callable[[], str], trusted_proxy: str | None) -> None:
-        self._access_log, self._next_id, self._trusted_proxy = access_log, next_id, trusted_proxy
+    def __init__(self, monitor: Monitor, trusted_proxy: str | None) -> None:
+        self._monitor, self._trusted_proxy = monitor, trusted_proxy
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
-        request_id = safe_id(req.env.get("HTTP_X_REQUEST_ID", "")) or self._next_id()
+        request_id = self._monitor.request_id(req.env.get("HTTP_X_REQUEST_ID", ""))
         req.context.request_id = request_id
         req.context.started = time.perf_counter()
         resp.set_headers(
@@ -1663,7 +1746,8 @@ class Conversation:
     def process_response(self, req: falcon.Request, resp: falcon.Response, resource: object, succeeded: bool) -> None:
         seconds = time.perf_counter() - req.context.started
         client, request_id = req.env["REMOTE_ADDR"], req.context.request_id
-        self._access_log(access_line(req.method, req.path, resp.status_code, seconds, request_id, client))
+        route = req.uri_template or ""
+        self._monitor.record(req.method, req.path, resp.status_code, seconds, request_id, client, route)
 
 
 class Gate:
@@ -1772,18 +1856,18 @@ class PageResource:
     on_head = on_get
 
 
-class StateResource:
-    """A small document about the service itself, made by `state()` each time it is asked for."""
+class DocumentResource:
+    """A document about the service itself, made by `render` each time it is asked for."""
 
     costs: ClassVar[dict[str, int]] = {}
 
-    def __init__(self, state: Callable[[], Mapping[str, Any]], cache_control: str = "no-store") -> None:
-        self._state, self._cache_control = state, cache_control
+    def __init__(self, render: Callable[[], str], cache_control: str, media_type: str = falcon.MEDIA_JSON) -> None:
+        self._render, self._cache_control, self._media_type = render, cache_control, media_type
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         parse_query(req.query_string, allowed=())
-        resp.set_header("Cache-Control", self._cache_control)
-        resp.data = json.dumps(self._state()).encode()
+        resp.set_headers((("Cache-Control", self._cache_control), ("Content-Type", self._media_type)))
+        resp.data = self._render().encode()
 
     on_head = on_get
 
@@ -1797,6 +1881,7 @@ INDEX = {
         "search": f"/products/search{{?{','.join(SEARCH_PARAMETERS)}}}",
         "health": "/healthz",
         "readiness": "/readyz",
+        "metrics": "/metrics",
     },
 }
 
@@ -1807,29 +1892,32 @@ App = falcon.App[falcon.Request, falcon.Response]
 
 
 def create_app(
-    settings: Settings,
-    database: Database,
-    access_log: AccessLog = lambda line: None,
-    next_id: Callable[[], str] | None = None,
-    timer: Timer = time.monotonic,
+    settings: Settings, database: Database, monitor: Monitor | None = None, timer: Timer = time.monotonic
 ) -> App:
     """The WSGI app, with all that it is made of. The schema must be there."""
+    monitor = monitor or Monitor()
     admission = Bulkhead(settings.threads - 1)
     cache = TTLCache(settings.cache_size, settings.cache_ttl, timer, database.has_news, database.news)
     inventory = Inventory(database, cache, admission)
+    monitor.watch(lambda: {f"cache_{name}_total": count for name, count in cache.counts.items()})
+    monitor.watch(lambda: {f"database_{name}_total": count for name, count in database.counts.items()})
+    if database.listening is not None:
+        monitor.watch(lambda: {"listener_up": int(database.listening or False)})
 
-    def ready() -> Mapping[str, str]:
+    def ready() -> str:
+        if monitor.draining:
+            raise Overloaded("the server is about to end")
         inventory.check()
-        return {"status": "ready"}
+        return json.dumps({"status": "ready"})
 
-    conversation = Conversation(access_log, next_id or new_request_ids(), settings.trusted_proxy)
-    app: App = falcon.App(middleware=[conversation, Gate(settings, timer)])
-    app.add_route("/", StateResource(lambda: INDEX, CACHED))
+    app: App = falcon.App(middleware=[Conversation(monitor, settings.trusted_proxy), Gate(settings, timer)])
+    app.add_route("/", DocumentResource(lambda: json.dumps(INDEX), CACHED))
     app.add_route("/products", PageResource(inventory, "/products", COST_PAGE))
     app.add_route("/products/search", PageResource(inventory, "/products/search", COST_SEARCH))
     app.add_route("/products/{id}", ProductResource(inventory))
-    app.add_route("/healthz", StateResource(lambda: {"status": "up"}))
-    app.add_route("/readyz", StateResource(ready))
+    app.add_route("/healthz", DocumentResource(lambda: json.dumps({"status": "up"}), "no-store"))
+    app.add_route("/readyz", DocumentResource(ready, "no-store"))
+    app.add_route("/metrics", DocumentResource(monitor.text, "no-store", "text/plain; version=0.0.4; charset=utf-8"))
     app.add_error_handler(Exception, tell_bug)
     app.add_error_handler(falcon.HTTPError, tell_falcon_error)
     app.add_error_handler(InventoryError, tell_inventory_error)
@@ -1839,15 +1927,26 @@ def create_app(
 # ---------------------------------------------------------------- server
 
 
+class TooLate(waitress.utilities.Error):
+    """A request that has not arrived whole in REQUEST_TIMEOUT."""
+
+    code, reason = 408, "Request Timeout"
+
+
+class Shed(waitress.utilities.Error):
+    """A request whose turn came so late that nobody may wait for its answer any more."""
+
+    code, reason = 503, "Service Unavailable"
+
+
 class Refusal(waitress.task.ErrorTask):
-    """What waitress refuses before the app is asked, told like every other error."""
+    """What is refused before the app is asked, told like every other error."""
 
     def execute(self) -> None:
-        channel: Any = self.channel
-        request: Any = self.request
-        channel.refused, server, status = True, channel.server, HTTPStatus(request.error.code)
+        channel, request = self.channel, self.request
+        monitor, status = channel.server.monitor, HTTPStatus(request.error.code)
         method, path = getattr(request, "command", "-"), getattr(request, "path", "")
-        request_id = safe_id(request.headers.get("X_REQUEST_ID", "")) or server.next_id()
+        request_id = monitor.request_id(request.headers.get("X_REQUEST_ID", ""))
         body = problem_json(status, one_line(request.error.body), path, request_id, {})
         self.status = f"{status.value} {status.phrase}"
         self.response_headers = [
@@ -1857,27 +1956,83 @@ class Refusal(waitress.task.ErrorTask):
             ("X-Request-ID", request_id),
         ]
         self.content_length = len(body)
-        self.set_close_on_finish()
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            self.response_headers.append(("Retry-After", str(RETRY_AFTER)))
+        else:
+            channel.refused = True
+            self.set_close_on_finish()
         self.write(b"" if method == "HEAD" else body)
-        server.access_log(access_line(method, path or "-", status, 0.0, request_id, channel.addr[0]))
+        monitor.record(method, path or "-", status, 0.0, request_id, channel.addr[0])
+
+
+HEADER_PARTS = {"Etag": "ETag", "Www": "WWW", "Ratelimit": "RateLimit", "Id": "ID"}
 
 
 class Task(waitress.task.WSGITask):
-    def set_close_on_finish(self) -> None:
-        """Close where waitress would, but for a 304: that has no Content-Length and needs none (RFC 9110)."""
-        request: Any = self.request
-        kept_alive = self.version == "1.1" and request.headers.get("CONNECTION", "").lower() != "close"
-        if self.has_body or not kept_alive:
-            super().set_close_on_finish()
+    """A request that the app answers."""
+
+    def build_response_header(self) -> bytes:
+        """The head of the response. The headers are the app's own: waitress' way to normalise and sort them is slow."""
+        if self.content_length is None and self.has_body:
+            return bytes(super().build_response_header())
+        connection = self.request.headers.get("CONNECTION", "").lower()
+        kept_alive = connection == "keep-alive" if self.version == "1.0" else connection != "close"
+        self.close_on_finish = not kept_alive or self.channel.is_last()
+        lines = [f"HTTP/{self.version} {self.status}"]
+        lines += [f"{header_name(name)}: {value}" for name, value in self.response_headers]
+        lines.append(f"Date: {waitress.utilities.build_http_date(self.start_time)}")
+        if self.close_on_finish or self.version == "1.0":
+            lines.append(f"Connection: {'close' if self.close_on_finish else 'keep-alive'}")
+        return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+@functools.cache
+def header_name(name: str) -> str:
+    """A header's name as its own document writes it; what comes from Falcon is in lower case."""
+    return re.sub("Etag|Www|Ratelimit|Id$", lambda odd: HEADER_PARTS[odd[0]], name.title())
 
 
 class Channel(waitress.channel.HTTPChannel):
-    """A connection that reads on after a refusal: closed over unread bytes, it would be reset, and the refusal lost."""
+    """A connection that knows for how long its requests arrive and wait.
+
+    It reads on after a refusal: closed over unread bytes, it would be reset, and the refusal lost.
+    """
 
     task_class = Task
     error_task_class = Refusal
+    request: Any  # the one that is arriving
+    began = math.inf  # when the request that is arriving did
+    queued = math.inf  # when the request that waits for a thread did
     refused = False
     unread_left = 0  # bytes, once it lingers
+
+    def received(self, data: bytes) -> bool:
+        before = self.request
+        result = super().received(data)
+        if self.request is not before:
+            self.began = time.monotonic()
+        return bool(result)
+
+    def service(self) -> None:
+        if time.monotonic() - self.queued > QUEUE_TIMEOUT:
+            self.requests[0].error = Shed("the server has more to do than it can; try again in a moment")
+        super().service()
+
+    def give_up(self) -> None:
+        """Refuse the request that is still arriving."""
+        with self.requests_lock:
+            request, self.request = self.request, None
+            request.error = TooLate(f"the request took longer than {REQUEST_TIMEOUT:g} s to arrive")
+            self.requests.append(request)
+            if len(self.requests) == 1:
+                self.server.add_task(self)
+
+    def is_last(self) -> bool:
+        """Whether the request being answered is the last: the server drains, and no other has begun to arrive."""
+        return self.server.monitor.draining and len(self.requests) == 1 and self.request is None
+
+    def is_idle(self) -> bool:
+        return not (self.requests or self.request or self.total_outbufs_len or self.unread_left)
 
     def handle_close(self) -> None:
         if self.refused and self.connected and self.socket:
@@ -1900,6 +2055,72 @@ class Channel(waitress.channel.HTTPChannel):
                 self.handle_close()
 
 
+class Server(waitress.server.TcpWSGIServer):
+    """Waitress, which also gives up on what takes too long, and drains before it ends."""
+
+    channel_class = Channel
+
+    def __init__(self, app: App, listener: socket.socket, settings: Settings, monitor: Monitor) -> None:
+        self.monitor, self._drain_timeout = monitor, settings.drain_timeout
+        self._ends = math.inf
+        super().__init__(
+            app,
+            _sock=listener,
+            sockinfo=(listener.family, listener.type, listener.proto, listener.getsockname()),
+            bind_socket=False,
+            threads=settings.threads,
+            ident=None,
+            clear_untrusted_proxy_headers=False,  # the app reads none but what it was told to believe
+            max_request_body_size=MAX_WAITRESS_BODY,
+            connection_limit=MAX_CONNECTIONS,
+            cleanup_interval=1,  # seconds
+            asyncore_use_poll=True,  # select() ends at 1,024 connections
+        )
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a line for every request that waits is no help
+        dispatcher = self.task_dispatcher
+        monitor.watch(lambda: {"queue_depth": len(dispatcher.queue), "in_flight": dispatcher.active_count})
+
+    def add_task(self, channel: Channel) -> None:
+        channel.queued = time.monotonic()
+        super().add_task(channel)
+
+    def maintenance(self, now: float) -> None:
+        super().maintenance(now)
+        for channel in self.active_channels.values():
+            if channel.request is not None and time.monotonic() - channel.began > REQUEST_TIMEOUT:
+                channel.give_up()
+
+    def stop(self, *signal_and_frame: object) -> None:
+        """Drain, and end then; asked once more, end at once."""
+        self._ends = -math.inf if self.monitor.draining else time.monotonic() + self._drain_timeout
+        self.monitor.draining = True
+        self.pull_trigger()
+
+    def run(self) -> None:
+        """Serve until it is told to stop, and then until what was accepted is answered."""
+        while not self.monitor.draining:
+            self._turn(1.0)
+        self._accept_the_rest()
+        cut_idle = min(self._ends, time.monotonic() + IDLE_GRACE)
+        while self.active_channels and time.monotonic() < self._ends + QUERY_DEADLINE + 1:
+            self._turn(0.05)
+            for channel in self.active_channels.values():
+                expires = cut_idle if channel.is_idle() else self._ends
+                channel.will_close |= not channel.requests and time.monotonic() > expires
+        self.task_dispatcher.shutdown(timeout=1)
+
+    def _turn(self, timeout: float) -> None:
+        self.asyncore.loop(timeout, use_poll=True, map=self._map, count=1)
+
+    def _accept_the_rest(self) -> None:
+        """Take all connections that the kernel has accepted already, and listen no more."""
+        waiting = select.poll()
+        waiting.register(self.socket, select.POLLIN)
+        while waiting.poll(0):
+            self.handle_accept()
+        self.asyncore.dispatcher.close(self)
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises OSError naming the address."""
     try:
@@ -1909,26 +2130,98 @@ def listen(host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen on {host} port {port}: {error.strerror}") from error
 
 
-def serve(settings: Settings, database: Database, access_log: AccessLog) -> None:
-    """Serve until SIGTERM or Ctrl-C."""
-    listener, next_id = listen(settings.host, settings.port), new_request_ids()
-    server: Any = waitress.server.create_server(
-        create_app(settings, database, access_log, next_id),  # type: ignore[arg-type]
-        sockets=[listener],
-        threads=settings.threads,
-        ident=None,
-        clear_untrusted_proxy_headers=False,  # the app reads none but what it was told to believe
-        max_request_body_size=MAX_WAITRESS_BODY,
-        connection_limit=MAX_CONNECTIONS,
-        asyncore_use_poll=True,  # select() ends at 1,024 connections
-    )
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a line for every request that waits is no help
-    server.channel_class, server.next_id, server.access_log = Channel, next_id, access_log
+def announce(settings: Settings, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(f"{without_password(settings.database_url)} at {url}\ntry: curl {url}/products/7", flush=True)
+
+
+def serve(settings: Settings, database: Database, listener: socket.socket, process: int = 1) -> None:
+    """Serve in this process until SIGTERM or Ctrl-C."""
+    monitor = Monitor(sys.stderr.write if log.isEnabledFor(logging.INFO) else lambda line: None, process)
+    server = Server(create_app(settings, database, monitor), listener, settings, monitor)
+    if settings.cache_sync == "notify":
+        database.listen()
+    signal.signal(signal.SIGTERM, server.stop)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, server.stop)
+    if settings.processes == 1:
+        announce(settings, listener)
     server.run()
+    database.close()
+
+
+# ---------------------------------------------------------------- processes
+
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+
+
+def supervise(settings: Settings, database: Database, listener: socket.socket) -> None:
+    """Serve in many processes, each begun anew when it dies, until SIGTERM or Ctrl-C; then have them drain.
+
+    They share the listening socket. No thread and no connection is there to cross a fork.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    pipe = os.pipe()
+    running: dict[int, int] = {}  # process id: number
+    missing = set(range(1, settings.processes + 1))
+    announce(settings, listener)
+    while missing or signal.sigwait(SIGNALS) == signal.SIGCHLD:
+        for number in missing:
+            running[fork(functools.partial(serve, settings, database, listener, number), pipe)] = number
+        missing = reap(running)
+        if missing:
+            log.error("process %s died, another one follows", ", ".join(map(str, missing)))
+            time.sleep(RESTART_PAUSE)
+    listener.close()
+    end(running, settings.drain_timeout + QUERY_DEADLINE + 3)
+
+
+def fork(work: Callable[[], None], pipe: tuple[int, int]) -> int:
+    """The id of a new process that does `work`. It ends with its parent: only that holds the pipe open to write."""
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        os.close(pipe[1])
+        threading.Thread(target=follow_parent, args=pipe[:1], daemon=True).start()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all, and the parent acts on it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        work()
+        code = 0
+    except Exception:
+        log.exception("a process failed")
+    finally:
+        os._exit(code)
+
+
+def follow_parent(pipe: int) -> None:
+    os.read(pipe, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def reap(running: dict[int, int]) -> set[int]:
+    """The numbers of the processes that have ended, which are running no more."""
+    ended = set()
+    while running and (pid := os.waitpid(-1, os.WNOHANG)[0]):
+        ended.add(running.pop(pid))
+    return ended
+
+
+def end(running: dict[int, int], patience: float) -> None:
+    """Have processes end, by force after `patience` seconds."""
+    expires = time.monotonic() + patience
+    order: int = signal.SIGTERM
+    while running:
+        for pid in running if order != signal.SIGCHLD else ():
+            os.kill(pid, order)
+        reported = signal.sigtimedwait(SIGNALS, max(0.0, expires - time.monotonic()))
+        order = signal.SIGKILL if reported is None else reported.si_signo
+        order = signal.SIGTERM if order == signal.SIGINT else order
+        reap(running)
+
+
+# ---------------------------------------------------------------- command line
 
 
 def load(database: Database, path: str) -> None:
@@ -1949,7 +2242,8 @@ def run(settings: Settings) -> None:
         if settings.load:
             load(database, settings.load)
         else:
-            serve(settings, database, sys.stderr.write if log.isEnabledFor(logging.INFO) else lambda line: None)
+            listener = listen(settings.host, settings.port)
+            (serve if settings.processes == 1 else supervise)(settings, database, listener)
     except (DatabaseUnavailable, sqlite3.Error, psycopg.Error) as error:
         url = without_password(settings.database_url)
         raise OSError(f"the database {url} cannot be used: {one_line(error.__cause__ or error)}") from error
