@@ -12,6 +12,7 @@ this thread's database connection. A write commits, then invalidates, then answe
     python inventory_api.py                        http://127.0.0.1:8000 on ./inventory.db, with 1,000 sample products
     python inventory_api.py --load products.csv    bulk load, then exit
     DATABASE_URL=postgresql://user@host/db python inventory_api.py
+    python inventory_api.py --check-health         exits 0 if a server is up at HOST and PORT, else 1
 
 Read it from top to bottom: settings, errors, database, cache, limiter, input, pages, the inventory, schema and bulk
 load, and then what HTTP adds: problems, middleware, resources, the app, the server.
@@ -47,6 +48,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from concurrent.futures import Future
 from dataclasses import dataclass
 from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote, unquote_to_bytes, urlencode
@@ -82,6 +84,7 @@ CONNECT_TIMEOUT = 2  # seconds
 IDLE_GRACE = 3.0  # seconds that an idle connection may still bring a request while the server drains
 REQUEST_TIMEOUT = 30.0  # seconds for a request to arrive
 QUEUE_TIMEOUT = 3.0  # seconds for it to wait for a thread
+HEALTH_TIMEOUT = 4.0  # seconds for the answer to --check-health
 RESTART_PAUSE = 0.5  # seconds before a process takes the place of one that died
 RETRY_AFTER = 1  # seconds a client is told to wait while the database is away
 PATIENCE = 0.25  # seconds that a request waits for others to be done with the database while none is
@@ -126,6 +129,7 @@ class Settings:
     drain_timeout: float = 10.0  # seconds
     log_level: str = "INFO"
     load: str | None = None
+    check_health: bool = False
     database_named: bool = False  # by flag or variable, even by the default's own URL
 
     @property
@@ -203,9 +207,13 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     for variable in FLAGS:
         flag = "--" + variable.lower().replace("_", "-")
         parser.add_argument(flag, dest=variable, metavar="", help=f"{RULES[variable].allowed} (or {variable})")
-    parser.add_argument("--load", metavar="FILE", help="load a CSV with the header id,name,price,stock_level, and exit")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--load", metavar="FILE", help="load a CSV with the header id,name,price,stock_level, and exit"
+    )
+    instead.add_argument("--check-health", action="store_true", help="ask the server at HOST and PORT whether it is up")
     flags = {name: text for name, text in vars(parser.parse_args(argv)).items() if text is not None}
-    load = flags.pop("load", None)
+    load, check_health = flags.pop("load", None), flags.pop("check_health")
     given = {name: environ[name] for name in RULES if name in environ} | flags
     chosen = {}
     for variable, text in given.items():
@@ -213,7 +221,7 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
             chosen[variable.lower()] = RULES[variable].parse(text)
         except (ValueError, psycopg.ProgrammingError):
             raise BadSetting(f"{variable}: {without_password(text)!r} is not {RULES[variable].allowed}") from None
-    return Settings(**chosen, load=load, database_named="DATABASE_URL" in given)
+    return Settings(**chosen, load=load, check_health=check_health, database_named="DATABASE_URL" in given)
 
 
 def without_password(url: str) -> str:
@@ -2235,7 +2243,8 @@ def reap(running: dict[int, int]) -> set[int]:
     """The numbers of the processes that have ended, which are running no more."""
     ended = set()
     while running and (pid := os.waitpid(-1, os.WNOHANG)[0]):
-        ended.add(running.pop(pid))
+        if pid in running:  # the first process of a container also inherits other programs' orphans
+            ended.add(running.pop(pid))
     return ended
 
 
@@ -2265,8 +2274,23 @@ def load(database: Database, path: str) -> None:
     print(f"loaded {count} products in {seconds:.1f} s, {count / seconds:.0f} a second")
 
 
+def check_health(settings: Settings) -> None:
+    """Ask the server at these settings' address whether it is up. Raises OSError where it does not say so."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    try:
+        with contextlib.closing(HTTPConnection(host, settings.port, timeout=HEALTH_TIMEOUT)) as connection:
+            connection.request("GET", "/healthz")
+            status = connection.getresponse().status
+    except (OSError, HTTPException) as error:
+        raise OSError(f"no answer from {host} port {settings.port}: {error}") from error
+    if status != HTTPStatus.OK:
+        raise OSError(f"{host} port {settings.port} answers {status}")
+
+
 def run(settings: Settings) -> None:
-    """Load or serve. Raises BadSchema, BadLine or OSError."""
+    """Load, serve, or ask a server that does. Raises BadSchema, BadLine or OSError."""
+    if settings.check_health:
+        return check_health(settings)
     database = open_database(settings.database_url, math.inf if settings.load else QUERY_DEADLINE)
     try:
         make_schema(database, with_samples=not settings.database_named and not settings.load)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
+from inventory_api import HEALTH_TIMEOUT, reap
 from tests.api.conftest import running
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -354,3 +357,63 @@ def test_the_trusted_proxys_word_arrives_over_a_socket(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=20)
     assert [line.rsplit("client=")[1] for line in err.splitlines()] == ["10.0.0.1", "10.0.0.2"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::", "localhost"])
+def test_the_health_check_finds_the_server_at_its_own_settings(tmp_path: Path, run_program: Run, host: str) -> None:
+    try:
+        socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError:
+        pytest.skip("no IPv6 on this machine")
+    with running("--host", host, cwd=tmp_path) as (url, _):
+        port = url.rsplit(":", 1)[1]
+        checked = run_program("--check-health", HOST=host, PORT=port, http_proxy="http://127.0.0.1:1")
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+    checked = run_program("--check-health", HOST=host, PORT=port)
+    assert (checked.returncode, checked.stdout, len(checked.stderr.splitlines())) == (1, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [(b"HTTP/1.1 503 Service Unavailable\r\n\r\n", "503"), (b"what?\r\n\r\n", "what?"), (b"", "no answer")],
+)
+def test_the_health_check_fails_on_anything_but_a_200(run_program: Run, answer: bytes, said: str) -> None:
+    def answer_one() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer_one)
+        thread.start()
+        checked = run_program("--check-health", PORT=str(listener.getsockname()[1]))
+        thread.join()
+    assert (checked.returncode, len(checked.stderr.splitlines())) == (1, 1)
+    assert said in checked.stderr
+
+
+def test_the_health_check_gives_up_on_a_server_that_says_nothing(run_program: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        checked = run_program("--check-health", PORT=str(silent.getsockname()[1]))
+    assert (checked.returncode, len(checked.stderr.splitlines())) == (1, 1)
+    assert time.monotonic() - began < HEALTH_TIMEOUT + 2
+
+
+def test_the_health_check_makes_no_database(run_program: Run, tmp_path: Path) -> None:
+    run_program("--check-health", PORT="1")
+    assert list(tmp_path.iterdir()) == []
+    assert run_program("--check-health", "--load", "products.csv").returncode == 2
+
+
+def test_a_supervisor_is_not_put_out_by_the_end_of_another_programs_process() -> None:
+    """The first process of a container inherits every orphan there."""
+    ours, orphan = subprocess.Popen(["true"]), subprocess.Popen(["true"])
+    running_now = {ours.pid: 1}
+    os.waitid(os.P_PID, ours.pid, os.WEXITED | os.WNOWAIT)
+    os.waitid(os.P_PID, orphan.pid, os.WEXITED | os.WNOWAIT)
+    assert reap(running_now) == {1}
+    assert running_now == {}
+    ours.wait()
+    orphan.wait()
