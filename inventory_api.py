@@ -429,6 +429,14 @@ ORDER BY n
 """
 
 
+def file_identity(path: str) -> tuple[int, int] | None:
+    """Device and inode of a file; None where there is none."""
+    with contextlib.suppress(OSError):
+        found = os.stat(path)
+        return found.st_dev, found.st_ino
+    return None
+
+
 class SQLiteDatabase(Database):
     dialect = "sqlite"
     begin = "BEGIN IMMEDIATE"  # a write lock taken later, in mid-transaction, could not be waited for
@@ -463,8 +471,13 @@ class SQLiteDatabase(Database):
         except sqlite3.Error:
             connection.close()
             raise
-        self._was_open = True
+        self._was_open, self._local.file = True, file_identity(self._path)
         return connection
+
+    def _run(self, work: Callable[[Any], T], may_retry: bool = True) -> T:
+        if getattr(self._local, "file", None) != file_identity(self._path):
+            self._discard()  # the file is gone or another: what is written to the one that is open nobody will read
+        return super()._run(work, may_retry)
 
     def _executor(self, connection: sqlite3.Connection) -> Execute:
         return lambda sql, **parameters: connection.execute(sql, parameters).fetchall()
@@ -515,7 +528,7 @@ LISTENER_OPTIONS: dict[str, Any] = {
 class PostgresDatabase(Database):
     dialect = "postgresql"
     begin = "BEGIN"
-    driver_errors = (psycopg.OperationalError, psycopg.InternalError, psycopg.InterfaceError)
+    driver_errors = (psycopg.OperationalError, psycopg.InternalError, psycopg.InterfaceError, psycopg.ProgrammingError)
     options: ClassVar = {
         "synchronous_commit": "on",
         "timezone": "UTC",
