@@ -1655,7 +1655,7 @@ INDEX = {
 
 
 def page_policy(page: str) -> str:
-    """A Content-Security-Policy that lets run the scripts and styles that stand in the page, known by hash, and no other.
+    """A Content-Security-Policy by which only the scripts and styles that stand in the page, known by hash, work.
 
     Nor may it load anything from another host, or make HTML of text (Trusted Types). The one image is its icon.
     """
@@ -1685,9 +1685,9 @@ class FrontResource:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         resp.set_header("Vary", "Accept")
         if req.client_prefers(("application/json", "text/html")) == "text/html":
-            resp.content_type = falcon.MEDIA_HTML
             resp.set_header("Content-Security-Policy", self._policy)
             write_unless_known(req, resp, self._page)
+            resp.content_type = falcon.MEDIA_HTML if resp.status_code == 200 else None  # a 304 has no content
         else:
             self._index.on_get(req, resp)
 

@@ -27,13 +27,13 @@ SHIFT = 8
 
 
 class Chromium:
-    """The DevTools protocol over two pipes: JSON messages, each ended by a NUL, on the browser's descriptors 3 and 4."""
+    """The DevTools protocol over two pipes: JSON messages, each ended by a NUL, on its descriptors 3 and 4."""
 
     def __init__(self, program: str, profile: Path) -> None:
         reads, self._commands = os.pipe()
         self._messages, writes = os.pipe()
         flags = ["--headless", "--remote-debugging-pipe", f"--user-data-dir={profile}", "--no-first-run"]
-        flags += ["--disable-gpu", "--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+        flags += ["--disable-gpu", "--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND,EXCLUDE 127.0.0.1"]
         if os.getuid() == 0:
             flags.append("--no-sandbox")  # it has none for root
         # The shell gives the pipes' ends the numbers that the browser looks for.
@@ -241,8 +241,9 @@ def open_shop(tmp_path: Path) -> Iterator[OpenShop]:
             url = f"sqlite:///{tmp_path}/inventory.db"
             database = open_database(url)
             make_schema(database, with_samples=False)
-            lines = ["name,price,stock_level\n", *(f"{quoted(name)},{price},{stock}\n" for name, price, stock in products)]
-            database.write(lambda execute: merge(database, execute, read_products(lines)))
+            lines = [f"{quoted(name)},{price},{stock}\n" for name, price, stock in products]
+            rows = read_products(["name,price,stock_level\n", *lines])
+            database.write(lambda execute: merge(database, execute, rows))
             database.close()
             base, _ = stack.enter_context(running(cwd=tmp_path, env={"DATABASE_URL": url, **env}))
             return Shop(base, url)
