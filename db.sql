@@ -77,6 +77,34 @@ BEGIN
     UPDATE products SET version = OLD.version + 1, updated_at = CURRENT_TIMESTAMP WHERE id = NEW.id;
 END;
 
+-- What was changed last, for every process on this file: each looks here when PRAGMA data_version tells of a commit, and
+-- forgets those products. What is older than some thousand changes nobody needs.
+CREATE TABLE product_changes (n INTEGER PRIMARY KEY, product_id INTEGER NOT NULL);
+
+INSERT INTO product_changes (n, product_id) VALUES (0, 0);
+
+CREATE TRIGGER products_change_insert AFTER INSERT ON products
+BEGIN
+    INSERT INTO product_changes (product_id) VALUES (NEW.id);
+END;
+
+CREATE TRIGGER products_change_delete AFTER DELETE ON products
+BEGIN
+    INSERT INTO product_changes (product_id) VALUES (OLD.id);
+END;
+
+CREATE TRIGGER products_change_update AFTER UPDATE ON products
+BEGIN
+    INSERT INTO product_changes (product_id) VALUES (NEW.id);
+    INSERT INTO product_changes (product_id) SELECT OLD.id WHERE OLD.id <> NEW.id;
+END;
+
+CREATE TRIGGER product_changes_bound AFTER INSERT ON product_changes
+WHEN NEW.n % 1000 = 0
+BEGIN
+    DELETE FROM product_changes WHERE n <= NEW.n - 1000;
+END;
+
 -- == postgresql ==
 
 CREATE EXTENSION IF NOT EXISTS pg_trgm;
@@ -127,3 +155,34 @@ END $$;
 
 CREATE TRIGGER products_version BEFORE UPDATE OF id, name, price_cents, stock_level, version, updated_at ON products
 FOR EACH ROW EXECUTE FUNCTION products_version();
+
+-- Each process of inventory_api.py listens, and forgets the products whose ids a notification lists: those of one statement.
+-- An empty one stands for all. It is sent with the commit, or not at all.
+CREATE FUNCTION products_notify() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify('inventory_products', CASE WHEN count(*) <= 100 THEN string_agg(id::text, ',') ELSE '' END)
+    FROM (SELECT id FROM changed LIMIT 101) AS listed
+    HAVING count(*) > 0;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION products_notify_all() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify('inventory_products', '');
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER products_notify_insert AFTER INSERT ON products
+REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION products_notify();
+
+CREATE TRIGGER products_notify_update AFTER UPDATE ON products
+REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION products_notify();
+
+CREATE TRIGGER products_notify_delete AFTER DELETE ON products
+REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION products_notify();
+
+CREATE TRIGGER products_notify_move AFTER UPDATE OF id ON products
+FOR EACH ROW WHEN (OLD.id <> NEW.id) EXECUTE FUNCTION products_notify_all();
+
+CREATE TRIGGER products_notify_truncate AFTER TRUNCATE ON products
+FOR EACH STATEMENT EXECUTE FUNCTION products_notify_all();

@@ -24,6 +24,7 @@ import argparse
 import base64
 import contextlib
 import csv
+import functools
 import hashlib
 import hmac
 import ipaddress
@@ -32,18 +33,20 @@ import json
 import logging
 import math
 import os
+import random
 import re
+import select
 import signal
 import socket
 import sqlite3
 import sys
 import threading
 import time
-from collections import OrderedDict
+from bisect import bisect_left
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar
@@ -55,6 +58,7 @@ import waitress.channel
 import waitress.proxy_headers
 import waitress.server
 import waitress.task
+import waitress.utilities
 from psycopg.types.string import TextLoader
 
 VERSION = "1.0.0"
@@ -77,15 +81,25 @@ MAX_CLIENTS = 10_000  # token buckets remembered
 QUERY_DEADLINE = 4.0  # seconds, for all statements of one request
 LOCK_TIMEOUT = 4.0  # seconds, for SQLite's one write lock
 CONNECT_TIMEOUT = 2  # seconds
+IDLE_GRACE = 3.0  # seconds that an idle connection may still bring a request while the server drains
+REQUEST_TIMEOUT = 30.0  # seconds for a request to arrive
+QUEUE_TIMEOUT = 3.0  # seconds for it to wait for a thread
+RESTART_PAUSE = 0.5  # seconds before a process takes the place of one that died
 RETRY_AFTER = 1  # seconds a client is told to wait while the database is away
+PATIENCE = 0.25  # seconds that a request waits for others to be done with the database while none is
+LISTENER_PAUSE = 0.2  # seconds, at first, between two attempts to connect
+MAX_HEARD = 1000  # notifications that wait to be looked at
 UPDATE_ATTEMPTS = 100  # of one PATCH, while others keep changing its row
 
 COST_PRODUCT, COST_PAGE, COST_SEARCH, COST_PATCH = 1, 2, 5, 5  # tokens
 CACHE_BYTES = 64 * 1024 * 1024
 ENTRY_OVERHEAD = 1000  # bytes taken by the objects around a cached body, roughly
 
+SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
 log = logging.getLogger("inventory")
 T = TypeVar("T")
+Timer = Callable[[], float]  # seconds from some moment on
 
 # ---------------------------------------------------------------- settings
 
@@ -102,12 +116,15 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     threads: int = 8
+    processes: int = 1
     cache_size: int = 10_000
     cache_ttl: float = 30.0  # seconds
+    cache_sync: str = "notify"
     rate_limit: float = 100.0  # tokens a second; 0: no limit
     rate_burst: int = 200
     api_key: str | None = None
     trusted_proxy: str | None = None
+    drain_timeout: float = 10.0  # seconds
     log_level: str = "INFO"
     load: str | None = None
     database_named: bool = False  # by flag or variable, even by the default's own URL
@@ -161,15 +178,18 @@ RULES = {
     "HOST": matching(r"[A-Za-z0-9.:_-]{1,255}", "a host name or an IP address"),
     "PORT": within(int, 0, 65535),
     "THREADS": within(int, 2, 1000),
+    "PROCESSES": within(int, 1, 100),
     "CACHE_SIZE": within(int, 0, 10_000_000),
     "CACHE_TTL": within(float, 0, 86_400),
+    "CACHE_SYNC": matching("notify|ttl", "notify or ttl"),
     "RATE_LIMIT": within(float, 0, 1_000_000),
     "RATE_BURST": within(int, COST_PATCH, 10_000_000),
     "API_KEY": matching(r"[!-~]+", "one or more visible ASCII characters"),
     "TRUSTED_PROXY": Rule(lambda text: text if text == "*" else str(ipaddress.ip_address(text)), "an IP address, or *"),
+    "DRAIN_TIMEOUT": within(float, 0, 3600),
     "LOG_LEVEL": matching(r"DEBUG|INFO|WARNING|ERROR|CRITICAL", "DEBUG, INFO, WARNING, ERROR or CRITICAL"),
 }
-FLAGS = ("DATABASE_URL", "HOST", "PORT", "THREADS")
+FLAGS = ("DATABASE_URL", "HOST", "PORT", "THREADS", "PROCESSES")
 
 
 class Parser(argparse.ArgumentParser):
@@ -201,6 +221,10 @@ def without_password(url: str) -> str:
     return re.sub(
         r"(://[^:/@]*:).*@|(password=)[^&\s]*", lambda found: f"{found[1]}***@" if found[1] else "password=***", url
     )
+
+
+def one_line(error: object) -> str:
+    return " ".join(str(error).split())
 
 
 # ---------------------------------------------------------------- domain errors
@@ -254,6 +278,10 @@ class RateLimited(InventoryError):
     """Too few tokens; the fact is in how many seconds there will be enough."""
 
 
+class Overloaded(InventoryError):
+    """Too many wait already, or the server is about to end."""
+
+
 class DatabaseUnavailable(InventoryError):
     """The database is away, locked, full, read-only or too slow."""
 
@@ -280,6 +308,7 @@ class Database:
     the driver's errors. Work whose connection turns out to be lost runs once more, unless COMMIT was already sent.
     """
 
+    listening: bool | None = None  # whether changes are heard of, where the engine tells of them
     dialect: str  # the name of its part in db.sql
     begin: str
     driver_errors: tuple[type[Exception], ...]
@@ -293,11 +322,12 @@ class Database:
     count_trigrams: str
     ways: tuple[tuple[str, float], ...]  # to few rows: each with the candidates that are worth reading and sorting
 
-    def __init__(self, deadline: float = QUERY_DEADLINE, timer: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, deadline: float = QUERY_DEADLINE, timer: Timer = time.monotonic) -> None:
         self.deadline = deadline
         self._timer = timer
         self._local = threading.local()
         self._connections: list[Any] = []
+        self.counts = Counter(errors=0, reconnects=0)
 
     def read(self, work: Callable[[Execute], T]) -> T:
         """What `work` makes of its statements, each of which sees all that was committed when it began."""
@@ -337,9 +367,11 @@ class Database:
         try:
             return work(self._connection())
         except self.driver_errors as error:
+            self.counts["errors"] += 1
             lost = self._discard()
             if not (lost and may_retry):
                 raise self._unavailable(error) from error
+        self.counts["reconnects"] += 1
         return self._run(work, may_retry=False)
 
     def _connection(self) -> Any:
@@ -352,6 +384,7 @@ class Database:
     def _discard(self) -> bool:
         """Close this thread's connection, whose next statement opens another; whether it was lost already."""
         connection = self._local.__dict__.pop("connection", None)
+        self._local.version = None
         if connection is None:
             return False
         lost = bool(getattr(connection, "closed", False))
@@ -377,6 +410,25 @@ class Database:
         """Append a stream of rows to the temporary table `staged`."""
         raise NotImplementedError
 
+    def listen(self) -> None:
+        """Begin to hear of changes, in a thread of its own, where the engine is not to be asked but tells."""
+
+    def has_news(self) -> bool:
+        """Whether others may have changed products since this thread last asked."""
+        raise NotImplementedError
+
+    def news(self) -> Iterable[int] | None:
+        """The ids of products that were changed, by whomever, since any thread last asked; None: any may have been."""
+        raise NotImplementedError
+
+
+CHANGES_SINCE = """
+SELECT n, product_id
+FROM product_changes
+WHERE n >= ?
+ORDER BY n
+"""
+
 
 class SQLiteDatabase(Database):
     dialect = "sqlite"
@@ -397,15 +449,16 @@ class SQLiteDatabase(Database):
     def __init__(self, path: str, deadline: float) -> None:
         super().__init__(deadline)
         self._path, self._was_open = path, False
+        self._last_change: Row | None = None
 
     def _connect(self) -> sqlite3.Connection:
-        # The first connection may make the file, and must leave it as it is if it is another program's.
-        mode, journal_mode = ("rw", "= WAL") if self._was_open else ("rwc", "")
+        mode = "rw" if self._was_open else "rwc"  # a file that goes away later is away, and not to be made anew
         url = f"file://{quote(os.fsencode(os.path.abspath(self._path)))}?mode={mode}"
         connection = sqlite3.connect(url, LOCK_TIMEOUT, isolation_level=None, check_same_thread=False, uri=True)
         connection.set_progress_handler(lambda: self._time_left() < 0, 20_000)  # steps of SQLite's virtual machine
         try:
-            connection.execute(f"PRAGMA journal_mode {journal_mode}")
+            if connection.execute("SELECT name FROM sqlite_master WHERE name = 'product_changes'").fetchall():
+                connection.execute("PRAGMA journal_mode = WAL")  # the file keeps it, so it must be ours
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA cache_size = -16384")  # KiB
         except sqlite3.Error:
@@ -420,6 +473,26 @@ class SQLiteDatabase(Database):
     def stage(self, rows: Iterable[Row]) -> None:
         self._connection().executemany("INSERT INTO staged VALUES (?, ?, ?, ?, ?, ?)", rows)
 
+    def has_news(self) -> bool:
+        """Whether another connection committed: another program's, another process', another thread's."""
+        try:
+            ((version,),) = self._connection().execute("PRAGMA data_version").fetchall()
+        except self.driver_errors:
+            self._discard()
+            return False  # what cannot be read cannot be written either
+        known, self._local.version = getattr(self._local, "version", None), version
+        return bool(version != known)
+
+    def news(self) -> Iterable[int] | None:
+        try:
+            rows = self._connection().execute(CHANGES_SINCE, (self._last_change or (0,))[:1]).fetchall()
+        except self.driver_errors:
+            self._discard()
+            return None
+        known = rows and rows[0] == self._last_change  # else so many followed that it is no longer there
+        self._last_change = rows[-1] if rows else None
+        return [product_id for _, product_id in rows[1:]] if known else None
+
 
 class BoundedConnection(psycopg.Connection[Row]):
     """A connection on which no wait outlasts the deadline, not even for a server that is frozen."""
@@ -429,6 +502,15 @@ class BoundedConnection(psycopg.Connection[Row]):
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         left = self.time_left()
         return super().wait(gen, interval, None if left == math.inf else left)
+
+
+LISTENER_OPTIONS: dict[str, Any] = {
+    "autocommit": True,
+    "connect_timeout": CONNECT_TIMEOUT,
+    "keepalives_idle": 5,  # seconds
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+}
 
 
 class PostgresDatabase(Database):
@@ -469,6 +551,10 @@ class PostgresDatabase(Database):
     def __init__(self, url: str, deadline: float) -> None:
         super().__init__(deadline)
         self._url = url
+        self._heard: list[str] = []  # payloads of notifications
+        self._hearing = threading.Lock()
+        self._closed = threading.Event()
+        self.listening = False
 
     def _connect(self) -> BoundedConnection:
         connection = BoundedConnection.connect(self._url, autocommit=True, connect_timeout=CONNECT_TIMEOUT)
@@ -496,8 +582,50 @@ class PostgresDatabase(Database):
             for row in rows:
                 copy.write_row(row)
 
+    def has_news(self) -> bool:
+        return bool(self._heard)
 
-@cache
+    def news(self) -> Iterable[int] | None:
+        with self._hearing:
+            heard, self._heard = self._heard, []
+        return None if "" in heard else {int(number) for payload in heard for number in payload.split(",")}
+
+    def listen(self) -> None:
+        self._closed.clear()
+        threading.Thread(target=self._listen, name="listener", daemon=True).start()
+
+    def close(self) -> None:
+        self._closed.set()
+        super().close()
+
+    def _listen(self) -> None:
+        pause = LISTENER_PAUSE
+        while not self._closed.is_set():
+            try:
+                with psycopg.Connection.connect(self._url, **LISTENER_OPTIONS) as connection:
+                    connection.execute("LISTEN inventory_products")
+                    self._hear("")  # whatever was changed while nobody listened
+                    self.listening, pause = True, LISTENER_PAUSE
+                    while not self._closed.is_set():
+                        for notice in connection.notifies(timeout=LISTENER_PAUSE):
+                            self._hear(notice.payload)
+            except psycopg.Error as error:
+                self.counts["errors"] += 1
+                log.warning("listener: %s", one_line(error))
+            self.listening = False
+            self._closed.wait(random.uniform(0, pause))
+            pause = min(2 * pause, 5.0)
+            self.counts["reconnects"] += 1
+
+    def _hear(self, payload: str) -> None:
+        with self._hearing:
+            if payload and len(self._heard) < MAX_HEARD:
+                self._heard.append(payload)
+            else:
+                self._heard = [""]
+
+
+@functools.cache
 def to_psycopg(sql: str) -> str:
     """`:name` as psycopg writes it."""
     return re.sub(r":([a-z_]+)", r"%(\1)s", sql.replace("%", "%%"))
@@ -544,89 +672,119 @@ class Flight(NamedTuple):
     result: Future[Representation | None]
     generation: int
 
+    def fly(self, loader: Loader) -> None:
+        try:
+            self.result.set_result(loader())
+        except BaseException as error:
+            self.result.set_exception(error)
+
 
 class TTLCache:
     """Least-recently-used representations with a time to live, bounded by entries and by bytes.
 
-    Every invalidation begins a generation. What a load read is kept only if it ends in the generation it began in, and
-    only then do others join it (the leases of Nishtala et al., NSDI 2013, with one for all keys). `state` is asked
-    before every answer and fill: when what it returns has changed, another writer was at work, and all is forgotten.
+    Every invalidation begins a generation. Only in the generation a load began in is its result kept and do others join
+    it (the leases of Nishtala et al., NSDI 2013, one for all keys). `news`: the keys that others changed; None: any.
     """
 
     def __init__(
-        self, size: int, ttl: float, timer: Callable[[], float] = time.monotonic, state: Callable[[], object] = int
-    ) -> None:
+        self, size: int, ttl: float, timer: Timer = time.monotonic,
+        has_news: Callable[[], bool] = bool, news: Callable[[], Iterable[Hashable] | None] = tuple,
+    ) -> None:  # fmt: skip
         self._size, self._ttl, self._timer = (size if ttl else 0), ttl, timer
-        self._state, self._seen, self._generation, self._bytes = state, state(), 0, 0
+        self._has_news, self._news = has_news, news
         self._lock = threading.Lock()  # never held while something is loaded
         self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
         self._flights: dict[Hashable, Flight] = {}
+        self._generation, self._bytes = 0, 0
+        self.counts = Counter(hits=0, misses=0, evictions=0, invalidations=0, refused_fills=0)
 
-    def fetch(self, key: Hashable, load: Loader, volatile: bool = False, fresh: bool = False) -> Answer:
-        """What `key` has alive, or what one `load()` gives all who miss it. Volatile: it ends with any invalidation."""
+    def get(self, key: Hashable) -> Answer | None:
+        """What `key` has alive."""
+        if self._has_news():
+            self.invalidate()
         with self._lock:
-            self._follow_state()
-            entry = None if fresh else self._live_entry(key)
-            if entry:
+            entry = self._entries.get(key)
+            if entry and entry.expires > self._timer() and entry.generation in (None, self._generation):
+                self._entries.move_to_end(key, last=entry.representation is not None)
+                self.counts["hits"] += 1
                 return Answer(entry.representation, cached=True)
-            under_way = None if fresh or not self._size else self._flights.get(key)
+            self._drop(key)
+        return None
+
+    def load(self, key: Hashable, loader: Loader, volatile: bool = False, join: bool = True) -> Answer:
+        """What one call of `loader` gives all who miss `key` meanwhile. Volatile: it ends with any invalidation."""
+        with self._lock:
+            self.counts["misses"] += 1
+            under_way = self._flights.get(key) if join and self._size else None
             joins = under_way is not None and under_way.generation == self._generation
             flight = under_way if under_way and joins else Flight(Future(), self._generation)
             self._flights[key] = flight
         if not joins:
-            self._fly(key, flight, load, volatile)
+            flight.fly(loader)
+            self._land(key, flight, volatile)
         return Answer(flight.result.result(), cached=False)
 
-    def invalidate(self, key: Hashable) -> None:
-        """Forget `key` and every volatile entry, and refuse what is being loaded now."""
+    def invalidate(self, *keys: Hashable) -> None:
+        """Forget `keys`, what others changed and all that is volatile, and refuse what is being loaded now."""
         with self._lock:
-            self._generation += 1
-            self._drop(key)
+            news = self._news()
+            changed = {*keys, *(self._entries if news is None else news)}
+            for key in changed:
+                self._drop(key)
+            if changed or news is None:
+                self._generation += 1
+                self.counts["invalidations"] += 1
 
-    def _fly(self, key: Hashable, flight: Flight, load: Loader, volatile: bool) -> None:
-        try:
-            flight.result.set_result(load())
-        except BaseException as error:
-            flight.result.set_exception(error)
+    def _land(self, key: Hashable, flight: Flight, volatile: bool) -> None:
         with self._lock:
-            self._follow_state()
             if self._flights.get(key) is flight:  # else a fresh read overtook this one, and has a newer row
                 del self._flights[key]
+                self.counts["refused_fills"] += flight.generation != self._generation
                 if flight.generation == self._generation and not flight.result.exception():
                     self._keep(key, flight.result.result(), flight.generation if volatile else None)
-
-    def _live_entry(self, key: Hashable) -> Entry | None:
-        entry = self._entries.get(key)
-        if entry and entry.expires > self._timer() and entry.generation in (None, self._generation):
-            self._entries.move_to_end(key, last=entry.representation is not None)
-            return entry
-        self._drop(key)
-        return None
 
     def _keep(self, key: Hashable, representation: Representation | None, generation: int | None) -> None:
         self._drop(key)
         size = ENTRY_OVERHEAD + len(str(key)) + sum(map(len, representation or ()))
-        if not self._size or size > CACHE_BYTES:
-            return
-        while len(self._entries) >= self._size or self._bytes + size > CACHE_BYTES:
+        while self._entries and (len(self._entries) >= self._size or self._bytes + size > CACHE_BYTES):
             self._drop(next(iter(self._entries)))
-        self._entries[key] = Entry(representation, self._timer() + self._ttl, generation, size)
-        self._bytes += size
-        # What is absent stays at the cold end: who asks for absent things crowds out nothing but those.
-        self._entries.move_to_end(key, last=representation is not None)
+            self.counts["evictions"] += 1
+        if self._size and size <= CACHE_BYTES:
+            self._entries[key] = Entry(representation, self._timer() + self._ttl, generation, size)
+            self._bytes += size
+            # What is absent stays at the cold end: who asks for absent things crowds out nothing but those.
+            self._entries.move_to_end(key, last=representation is not None)
 
     def _drop(self, key: Hashable) -> None:
         entry = self._entries.pop(key, None)
         self._bytes -= entry.size if entry else 0
 
-    def _follow_state(self) -> None:
-        if (state := self._state()) != self._seen:
-            self._seen, self._bytes = state, 0
-            self._generation += 1
-            self._entries.clear()
+
+# ---------------------------------------------------------------- admission
 
 
-# ---------------------------------------------------------------- rate limiting
+class Bulkhead:
+    """Room for so many threads to wait for the database at a time, so that one stays free for what needs none.
+
+    Entered as a context. Where it is full, one waits as long as others still come and go; when nobody did for
+    `patience` seconds, whoever comes is refused at once: it raises Overloaded.
+    """
+
+    def __init__(self, places: int, patience: float = PATIENCE, timer: Timer = time.monotonic) -> None:
+        self._places, self._patience, self._timer = threading.Semaphore(places), patience, timer
+        self._moved = -math.inf
+
+    def __enter__(self) -> None:
+        if not self._places.acquire(blocking=False):
+            patience = self._moved + self._patience - self._timer()
+            if patience <= 0 or not self._places.acquire(timeout=patience):
+                raise Overloaded("too many requests wait for the database; try again in a moment")
+        self._moved = self._timer()
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        if not (kind and issubclass(kind, DatabaseUnavailable)):
+            self._moved = self._timer()
+        self._places.release()
 
 
 class Grant(NamedTuple):
@@ -644,7 +802,7 @@ class RateLimiter:
     that changes nothing, since its bucket would be full, as a new one is.
     """
 
-    def __init__(self, rate: float, burst: int, timer: Callable[[], float], clients: int = MAX_CLIENTS) -> None:
+    def __init__(self, rate: float, burst: int, timer: Timer, clients: int = MAX_CLIENTS) -> None:
         self.policy = f'"default";q={burst};w={math.ceil(burst / rate)}'
         self._rate, self._burst, self._timer, self._clients = rate, burst, timer, clients
         self._lock = threading.Lock()
@@ -1187,19 +1345,18 @@ RETURNING id, name, price_cents, stock_level, version, updated_at
 class Inventory:
     """The use cases. A product is cached under its id, a page under its query."""
 
-    def __init__(self, database: Database, cache: TTLCache) -> None:
-        self._database = database
-        self._cache = cache
+    def __init__(self, database: Database, cache: TTLCache, admission: Bulkhead) -> None:
+        self._database, self._cache, self._admission = database, cache, admission
 
     def product(self, product_id: int, fresh: bool) -> Answer:
         """One product; `fresh`: from the database, whatever the cache has."""
         if product_id > MAX_ID:
             return Answer(None, cached=False)
-        return self._cache.fetch(product_id, lambda: self._load_product(product_id), fresh=fresh)
+        return self._read(product_id, lambda: self._load_product(product_id), volatile=False, fresh=fresh)
 
     def page(self, query: PageQuery, fresh: bool) -> Answer:
         """A page of products."""
-        return self._cache.fetch(query, lambda: self._load_page(query), volatile=True, fresh=fresh)
+        return self._read(query, lambda: self._load_page(query), volatile=True, fresh=fresh)
 
     def update(self, product_id: int, change: Change, versions: frozenset[int] | None) -> Representation:
         """The product after a change that is made if it is at one of `versions` (None: whatever it is at).
@@ -1219,17 +1376,26 @@ class Inventory:
 
         if product_id > MAX_ID:
             refuse(None, change, versions)
-        try:
-            product = self._database.write(work)
-        except DatabaseUnavailable:
-            self._changed(product_id)  # it may have been, if COMMIT was sent but not answered
-            raise
-        self._changed(product_id)
+        with self._admission:
+            try:
+                product = self._database.write(work)
+            except DatabaseUnavailable:
+                self._changed(product_id)  # it may have been, if COMMIT was sent but not answered
+                raise
+            self._changed(product_id)
         return represent_product(product)
 
     def check(self) -> None:
         """Return if the database answers. Raises DatabaseUnavailable."""
-        self._database.read(lambda execute: execute("SELECT id FROM products LIMIT 1"))
+        with self._admission:
+            self._database.read(lambda execute: execute("SELECT id FROM products LIMIT 1"))
+
+    def _read(self, key: Hashable, loader: Loader, volatile: bool, fresh: bool) -> Answer:
+        answer = None if fresh else self._cache.get(key)
+        if answer is None:
+            with self._admission:
+                answer = self._cache.load(key, loader, volatile, join=not fresh)
+        return answer
 
     def _changed(self, product_id: int) -> None:
         """What a write invalidates: the product, and every page, since any might show it, or no longer show it."""
@@ -1313,7 +1479,7 @@ def make_schema(database: Database, with_samples: bool) -> None:
     portable, *parts = re.split(r"^-- == (\w+) ==\n", SCHEMA_FILE.read_text(), flags=re.MULTILINE)[2:]
     script = portable + parts[parts.index(database.dialect) + 1]
     expected = {f"products.{column}" for column in PRODUCT_COLUMNS}
-    expected.update(re.findall(r"^CREATE (?:VIRTUAL TABLE|INDEX|TRIGGER) (\w+)", script, re.MULTILINE))
+    expected.update(re.findall(r"^CREATE (?:VIRTUAL TABLE|TABLE|INDEX|TRIGGER) (\w+)", script, re.MULTILINE))
 
     def work(execute: Execute) -> None:
         execute(database.lock_schema)
@@ -1329,7 +1495,7 @@ def make_schema(database: Database, with_samples: bool) -> None:
             merge(database, execute, sample_products())
 
     database.write(work)
-    database.close()  # whatever connects from here on knows the database for its own
+    database.close()  # whoever connects from here on sees that the database is ours
 
 
 def merge(database: Database, execute: Execute, rows: Iterable[Row]) -> int:
@@ -1420,6 +1586,7 @@ PROBLEMS = {
     UnsupportedBody: Problem(415, ("Accept-Patch", ", ".join(MEDIA_TYPES))),
     InvalidFields: Problem(422, member="errors"),
     RateLimited: Problem(429, ("Retry-After", "{}")),
+    Overloaded: Problem(503, ("Retry-After", str(RETRY_AFTER))),
     DatabaseUnavailable: Problem(503, ("Retry-After", str(RETRY_AFTER))),
 }
 
@@ -1457,31 +1624,100 @@ def tell_bug(req: falcon.Request, resp: falcon.Response, error: Exception, param
     write_problem(req, resp, 500, "the server failed; its log tells why")
 
 
-def one_line(error: object) -> str:
-    return " ".join(str(error).split())
+# ---------------------------------------------------------------- monitoring
 
+BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 
-# ---------------------------------------------------------------- middleware
-
-CACHED = "private, no-cache"  # keep it, but ask each time whether it still is so
-AccessLog = Callable[[str], object]
-
-
-def new_request_ids() -> Callable[[], str]:
-    """A source of ids: what this process drew by lot as it began, and a number."""
-    prefix, numbers = os.urandom(6).hex(), itertools.count(1)
-    return lambda: f"{prefix}-{next(numbers)}"
-
-
-def safe_id(offered: str) -> str:
-    """The id that a client offers, if it is one that can go into a header and a log; else none."""
-    return offered if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", offered) else ""
+METRICS = {
+    "requests_total": "Requests answered, by route, method and status.",
+    "request_seconds": "Seconds from the first look at a request to its answer, by route.",
+    "rate_limited_total": "Requests refused with 429.",
+    "cache_hits_total": "Reads answered by the cache.",
+    "cache_misses_total": "Reads that the cache had no answer for.",
+    "cache_evictions_total": "Answers forgotten to make room.",
+    "cache_invalidations_total": "Changes, own and others', that the cache forgot answers for.",
+    "cache_refused_fills_total": "Answers not kept, because something was changed while they were loaded.",
+    "database_errors_total": "Errors of the database, and connections to it that failed.",
+    "database_reconnects_total": "Connections made anew in place of lost ones.",
+    "listener_up": "1 while notifications of PostgreSQL are heard.",
+    "queue_depth": "Requests that wait for a thread.",
+    "in_flight": "Requests that have a thread.",
+}
 
 
 def access_line(method: str, path: str, status: int, seconds: float, request_id: str, client: str) -> str:
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     said = f"method={method} path={quote(path)} status={status} ms={seconds * 1000:.1f}"
     return f"{now} {said} request_id={request_id} client={quote(client, safe=':')}\n"
+
+
+class Monitor:
+    """What a process tells of itself: ids for its requests, a line in the log for each, and metrics."""
+
+    def __init__(self, write_line: Callable[[str], object] = lambda line: None, process: int = 1) -> None:
+        self.draining = False
+        self._write_line, self._process = write_line, process
+        self._prefix, self._numbers = os.urandom(6).hex(), itertools.count(1)
+        self._lock = threading.Lock()
+        self._requests: Counter[tuple[str, str, int]] = Counter()
+        self._buckets: dict[str, list[int]] = {}
+        self._seconds: Counter[str] = Counter()
+        self._sources: list[Callable[[], Mapping[str, float]]] = []
+
+    def request_id(self, offered: str) -> str:
+        """The id that a client offers, if it is one that can go into a header and a log; else a new one."""
+        return offered if SAFE_ID.fullmatch(offered) else f"{self._prefix}-{next(self._numbers)}"
+
+    def record(
+        self, method: str, path: str, status: int, seconds: float, request_id: str, client: str, route: str = ""
+    ) -> None:
+        """Log and count one request that was answered."""
+        self._write_line(access_line(method, path, status, seconds, request_id, client))
+        with self._lock:
+            self._requests[route, method if method in falcon.COMBINED_METHODS else "other", status] += 1
+            if route not in self._buckets:
+                self._buckets[route] = [0] * (len(BUCKETS) + 1)
+            self._buckets[route][bisect_left(BUCKETS, seconds)] += 1
+            self._seconds[route] += seconds  # type: ignore[assignment]
+
+    def watch(self, source: Callable[[], Mapping[str, float]]) -> None:
+        """Have metrics told as `source` has them at the time."""
+        self._sources.append(source)
+
+    def text(self) -> str:
+        """All metrics in Prometheus' text format; each carries the process, since a scrape meets any one of them."""
+        lines = []
+        for name, samples in self._collect().items():
+            kind = {"total": "counter", "seconds": "histogram"}.get(name.rpartition("_")[2], "gauge")
+            lines += [f"# HELP inventory_{name} {METRICS[name]}", f"# TYPE inventory_{name} {kind}"]
+            for series, value in samples.items():
+                suffix, _, labels = series.partition("{")
+                lines.append(f'inventory_{name}{suffix}{{process="{self._process}"{labels and "," + labels}}} {value}')
+        return "\n".join(lines) + "\n"
+
+    def _collect(self) -> dict[str, dict[str, float]]:
+        """Metric: series (what follows the metric's name, but for the closing brace): value."""
+        with self._lock:
+            requests, seconds = dict(self._requests), dict(self._seconds)
+            buckets = {route: list(itertools.accumulate(counts)) for route, counts in self._buckets.items()}
+        answered: dict[str, float] = {
+            f'{{route="{route}",method="{method}",status="{status}"': count
+            for (route, method, status), count in requests.items()
+        }
+        latency: dict[str, float] = {}
+        for route, counts in buckets.items():
+            for bound, count in zip((*BUCKETS, "+Inf"), counts, strict=True):
+                latency[f'_bucket{{route="{route}",le="{bound}"'] = count
+            latency[f'_sum{{route="{route}"'] = seconds[route]
+            latency[f'_count{{route="{route}"'] = counts[-1]
+        limited = sum(count for (_, _, status), count in requests.items() if status == 429)
+        told = {name: {"": value} for source in self._sources for name, value in source().items()}
+        return {"requests_total": answered, "request_seconds": latency, "rate_limited_total": {"": limited}, **told}
+
+
+# ---------------------------------------------------------------- middleware
+
+CACHED = "private, no-cache"  # keep it, but ask each time whether it still is so
 
 
 def believe_proxy(environ: dict[str, Any]) -> None:
@@ -1496,11 +1732,11 @@ def believe_proxy(environ: dict[str, Any]) -> None:
 class Conversation:
     """What every response carries, and the line in the log that every request gets."""
 
-    def __init__(self, access_log: AccessLog, next_id: Callable[[], str], trusted_proxy: str | None) -> None:
-        self._access_log, self._next_id, self._trusted_proxy = access_log, next_id, trusted_proxy
+    def __init__(self, monitor: Monitor, trusted_proxy: str | None) -> None:
+        self._monitor, self._trusted_proxy = monitor, trusted_proxy
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
-        request_id = safe_id(req.env.get("HTTP_X_REQUEST_ID", "")) or self._next_id()
+        request_id = self._monitor.request_id(req.env.get("HTTP_X_REQUEST_ID", ""))
         req.context.request_id = request_id
         req.context.started = time.perf_counter()
         resp.set_headers(
@@ -1512,13 +1748,14 @@ class Conversation:
     def process_response(self, req: falcon.Request, resp: falcon.Response, resource: object, succeeded: bool) -> None:
         seconds = time.perf_counter() - req.context.started
         client, request_id = req.env["REMOTE_ADDR"], req.context.request_id
-        self._access_log(access_line(req.method, req.path, resp.status_code, seconds, request_id, client))
+        route = req.uri_template or ""
+        self._monitor.record(req.method, req.path, resp.status_code, seconds, request_id, client, route)
 
 
 class Gate:
     """Who may come in: first the rate limit, then, for writes, the API key. What has no cost is always open."""
 
-    def __init__(self, settings: Settings, timer: Callable[[], float]) -> None:
+    def __init__(self, settings: Settings, timer: Timer) -> None:
         rate, burst = settings.rate_limit, settings.rate_burst
         self._limiter = RateLimiter(rate, burst, timer) if rate else None
         self._api_key, self._writes_are_open = settings.api_key, settings.writes_are_open
@@ -1625,18 +1862,18 @@ class PageResource:
     on_head = on_get
 
 
-class StateResource:
-    """A small document about the service itself, made by `state()` each time it is asked for."""
+class DocumentResource:
+    """A document about the service itself, made by `render` each time it is asked for."""
 
     costs: ClassVar[dict[str, int]] = {}
 
-    def __init__(self, state: Callable[[], Mapping[str, Any]], cache_control: str = "no-store") -> None:
-        self._state, self._cache_control = state, cache_control
+    def __init__(self, render: Callable[[], str], cache_control: str, media_type: str = falcon.MEDIA_JSON) -> None:
+        self._render, self._cache_control, self._media_type = render, cache_control, media_type
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         parse_query(req.query_string, allowed=())
-        resp.set_header("Cache-Control", self._cache_control)
-        resp.data = json.dumps(self._state()).encode()
+        resp.set_headers((("Cache-Control", self._cache_control), ("Content-Type", self._media_type)))
+        resp.data = self._render().encode()
 
     on_head = on_get
 
@@ -1650,6 +1887,7 @@ INDEX = {
         "search": f"/products/search{{?{','.join(SEARCH_PARAMETERS)}}}",
         "health": "/healthz",
         "readiness": "/readyz",
+        "metrics": "/metrics",
     },
 }
 
@@ -1677,7 +1915,7 @@ class FrontResource:
 
     costs: ClassVar[dict[str, int]] = {}
 
-    def __init__(self, index: StateResource, page: str) -> None:
+    def __init__(self, index: DocumentResource, page: str) -> None:
         self._index, self._policy = index, page_policy(page)
         body = page.encode()
         self._page = Representation(body, f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"')
@@ -1700,28 +1938,33 @@ App = falcon.App[falcon.Request, falcon.Response]
 
 
 def create_app(
-    settings: Settings,
-    database: Database,
-    access_log: AccessLog = lambda line: None,
-    next_id: Callable[[], str] | None = None,
-    timer: Callable[[], float] = time.monotonic,
+    settings: Settings, database: Database, monitor: Monitor | None = None, timer: Timer = time.monotonic
 ) -> App:
     """The WSGI app, with all that it is made of. The schema must be there."""
-    cache = TTLCache(settings.cache_size, settings.cache_ttl, timer)
-    inventory = Inventory(database, cache)
+    monitor = monitor or Monitor()
+    admission = Bulkhead(settings.threads - 1)
+    cache = TTLCache(settings.cache_size, settings.cache_ttl, timer, database.has_news, database.news)
+    inventory = Inventory(database, cache, admission)
+    monitor.watch(lambda: {f"cache_{name}_total": count for name, count in cache.counts.items()})
+    monitor.watch(lambda: {f"database_{name}_total": count for name, count in database.counts.items()})
+    if database.listening is not None:
+        monitor.watch(lambda: {"listener_up": int(database.listening or False)})
 
-    def ready() -> Mapping[str, str]:
+    def ready() -> str:
+        if monitor.draining:
+            raise Overloaded("the server is about to end")
         inventory.check()
-        return {"status": "ready"}
+        return json.dumps({"status": "ready"})
 
-    conversation = Conversation(access_log, next_id or new_request_ids(), settings.trusted_proxy)
-    app: App = falcon.App(middleware=[conversation, Gate(settings, timer)])
-    app.add_route("/", FrontResource(StateResource(lambda: INDEX, CACHED), PAGE_FILE.read_text("utf-8")))
+    app: App = falcon.App(middleware=[Conversation(monitor, settings.trusted_proxy), Gate(settings, timer)])
+    index = DocumentResource(lambda: json.dumps(INDEX), CACHED)
+    app.add_route("/", FrontResource(index, PAGE_FILE.read_text("utf-8")))
     app.add_route("/products", PageResource(inventory, "/products", COST_PAGE))
     app.add_route("/products/search", PageResource(inventory, "/products/search", COST_SEARCH))
     app.add_route("/products/{id}", ProductResource(inventory))
-    app.add_route("/healthz", StateResource(lambda: {"status": "up"}))
-    app.add_route("/readyz", StateResource(ready))
+    app.add_route("/healthz", DocumentResource(lambda: json.dumps({"status": "up"}), "no-store"))
+    app.add_route("/readyz", DocumentResource(ready, "no-store"))
+    app.add_route("/metrics", DocumentResource(monitor.text, "no-store", "text/plain; version=0.0.4; charset=utf-8"))
     app.add_error_handler(Exception, tell_bug)
     app.add_error_handler(falcon.HTTPError, tell_falcon_error)
     app.add_error_handler(InventoryError, tell_inventory_error)
@@ -1731,15 +1974,26 @@ def create_app(
 # ---------------------------------------------------------------- server
 
 
+class TooLate(waitress.utilities.Error):
+    """A request that has not arrived whole in REQUEST_TIMEOUT."""
+
+    code, reason = 408, "Request Timeout"
+
+
+class Shed(waitress.utilities.Error):
+    """A request whose turn came so late that nobody may wait for its answer any more."""
+
+    code, reason = 503, "Service Unavailable"
+
+
 class Refusal(waitress.task.ErrorTask):
-    """What waitress refuses before the app is asked, told like every other error."""
+    """What is refused before the app is asked, told like every other error."""
 
     def execute(self) -> None:
-        channel: Any = self.channel
-        request: Any = self.request
-        channel.refused, server, status = True, channel.server, HTTPStatus(request.error.code)
+        channel, request = self.channel, self.request
+        monitor, status = channel.server.monitor, HTTPStatus(request.error.code)
         method, path = getattr(request, "command", "-"), getattr(request, "path", "")
-        request_id = safe_id(request.headers.get("X_REQUEST_ID", "")) or server.next_id()
+        request_id = monitor.request_id(request.headers.get("X_REQUEST_ID", ""))
         body = problem_json(status, one_line(request.error.body), path, request_id, {})
         self.status = f"{status.value} {status.phrase}"
         self.response_headers = [
@@ -1749,27 +2003,83 @@ class Refusal(waitress.task.ErrorTask):
             ("X-Request-ID", request_id),
         ]
         self.content_length = len(body)
-        self.set_close_on_finish()
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            self.response_headers.append(("Retry-After", str(RETRY_AFTER)))
+        else:
+            channel.refused = True
+            self.set_close_on_finish()
         self.write(b"" if method == "HEAD" else body)
-        server.access_log(access_line(method, path or "-", status, 0.0, request_id, channel.addr[0]))
+        monitor.record(method, path or "-", status, 0.0, request_id, channel.addr[0])
+
+
+HEADER_PARTS = {"Etag": "ETag", "Www": "WWW", "Ratelimit": "RateLimit", "Id": "ID"}
 
 
 class Task(waitress.task.WSGITask):
-    def set_close_on_finish(self) -> None:
-        """Close where waitress would, but for a 304: that has no Content-Length and needs none (RFC 9110)."""
-        request: Any = self.request
-        kept_alive = self.version == "1.1" and request.headers.get("CONNECTION", "").lower() != "close"
-        if self.has_body or not kept_alive:
-            super().set_close_on_finish()
+    """A request that the app answers."""
+
+    def build_response_header(self) -> bytes:
+        """The head of the response. The headers are the app's own: waitress' way to normalise and sort them is slow."""
+        if self.content_length is None and self.has_body:
+            return bytes(super().build_response_header())
+        connection = self.request.headers.get("CONNECTION", "").lower()
+        kept_alive = connection == "keep-alive" if self.version == "1.0" else connection != "close"
+        self.close_on_finish = not kept_alive or self.channel.is_last()
+        lines = [f"HTTP/{self.version} {self.status}"]
+        lines += [f"{header_name(name)}: {value}" for name, value in self.response_headers]
+        lines.append(f"Date: {waitress.utilities.build_http_date(self.start_time)}")
+        if self.close_on_finish or self.version == "1.0":
+            lines.append(f"Connection: {'close' if self.close_on_finish else 'keep-alive'}")
+        return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+@functools.cache
+def header_name(name: str) -> str:
+    """A header's name as its own document writes it; what comes from Falcon is in lower case."""
+    return re.sub("Etag|Www|Ratelimit|Id$", lambda odd: HEADER_PARTS[odd[0]], name.title())
 
 
 class Channel(waitress.channel.HTTPChannel):
-    """A connection that reads on after a refusal: closed over unread bytes, it would be reset, and the refusal lost."""
+    """A connection that knows for how long its requests arrive and wait.
+
+    It reads on after a refusal: closed over unread bytes, it would be reset, and the refusal lost.
+    """
 
     task_class = Task
     error_task_class = Refusal
+    request: Any  # the one that is arriving
+    began = math.inf  # when the request that is arriving did
+    queued = math.inf  # when the request that waits for a thread did
     refused = False
     unread_left = 0  # bytes, once it lingers
+
+    def received(self, data: bytes) -> bool:
+        before = self.request
+        result = super().received(data)
+        if self.request is not before:
+            self.began = time.monotonic()
+        return bool(result)
+
+    def service(self) -> None:
+        if time.monotonic() - self.queued > QUEUE_TIMEOUT:
+            self.requests[0].error = Shed("the server has more to do than it can; try again in a moment")
+        super().service()
+
+    def give_up(self) -> None:
+        """Refuse the request that is still arriving."""
+        with self.requests_lock:
+            request, self.request = self.request, None
+            request.error = TooLate(f"the request took longer than {REQUEST_TIMEOUT:g} s to arrive")
+            self.requests.append(request)
+            if len(self.requests) == 1:
+                self.server.add_task(self)
+
+    def is_last(self) -> bool:
+        """Whether the request being answered is the last: the server drains, and no other has begun to arrive."""
+        return self.server.monitor.draining and len(self.requests) == 1 and self.request is None
+
+    def is_idle(self) -> bool:
+        return not (self.requests or self.request or self.total_outbufs_len or self.unread_left)
 
     def handle_close(self) -> None:
         if self.refused and self.connected and self.socket:
@@ -1792,6 +2102,72 @@ class Channel(waitress.channel.HTTPChannel):
                 self.handle_close()
 
 
+class Server(waitress.server.TcpWSGIServer):
+    """Waitress, which also gives up on what takes too long, and drains before it ends."""
+
+    channel_class = Channel
+
+    def __init__(self, app: App, listener: socket.socket, settings: Settings, monitor: Monitor) -> None:
+        self.monitor, self._drain_timeout = monitor, settings.drain_timeout
+        self._ends = math.inf
+        super().__init__(
+            app,
+            _sock=listener,
+            sockinfo=(listener.family, listener.type, listener.proto, listener.getsockname()),
+            bind_socket=False,
+            threads=settings.threads,
+            ident=None,
+            clear_untrusted_proxy_headers=False,  # the app reads none but what it was told to believe
+            max_request_body_size=MAX_WAITRESS_BODY,
+            connection_limit=MAX_CONNECTIONS,
+            cleanup_interval=1,  # seconds
+            asyncore_use_poll=True,  # select() ends at 1,024 connections
+        )
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a line for every request that waits is no help
+        dispatcher = self.task_dispatcher
+        monitor.watch(lambda: {"queue_depth": len(dispatcher.queue), "in_flight": dispatcher.active_count})
+
+    def add_task(self, channel: Channel) -> None:
+        channel.queued = time.monotonic()
+        super().add_task(channel)
+
+    def maintenance(self, now: float) -> None:
+        super().maintenance(now)
+        for channel in self.active_channels.values():
+            if channel.request is not None and time.monotonic() - channel.began > REQUEST_TIMEOUT:
+                channel.give_up()
+
+    def stop(self, *signal_and_frame: object) -> None:
+        """Drain, and end then; asked once more, end at once."""
+        self._ends = -math.inf if self.monitor.draining else time.monotonic() + self._drain_timeout
+        self.monitor.draining = True
+        self.pull_trigger()
+
+    def run(self) -> None:
+        """Serve until it is told to stop, and then until what was accepted is answered."""
+        while not self.monitor.draining:
+            self._turn(1.0)
+        self._accept_the_rest()
+        cut_idle = min(self._ends, time.monotonic() + IDLE_GRACE)
+        while self.active_channels and time.monotonic() < self._ends + QUERY_DEADLINE + 1:
+            self._turn(0.05)
+            for channel in self.active_channels.values():
+                expires = cut_idle if channel.is_idle() else self._ends
+                channel.will_close |= not channel.requests and time.monotonic() > expires
+        self.task_dispatcher.shutdown(timeout=1)
+
+    def _turn(self, timeout: float) -> None:
+        self.asyncore.loop(timeout, use_poll=True, map=self._map, count=1)
+
+    def _accept_the_rest(self) -> None:
+        """Take all connections that the kernel has accepted already, and listen no more."""
+        waiting = select.poll()
+        waiting.register(self.socket, select.POLLIN)
+        while waiting.poll(0):
+            self.handle_accept()
+        self.asyncore.dispatcher.close(self)
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises OSError naming the address."""
     try:
@@ -1801,26 +2177,98 @@ def listen(host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen on {host} port {port}: {error.strerror}") from error
 
 
-def serve(settings: Settings, database: Database, access_log: AccessLog) -> None:
-    """Serve until SIGTERM or Ctrl-C."""
-    listener, next_id = listen(settings.host, settings.port), new_request_ids()
-    server: Any = waitress.server.create_server(
-        create_app(settings, database, access_log, next_id),  # type: ignore[arg-type]
-        sockets=[listener],
-        threads=settings.threads,
-        ident=None,
-        clear_untrusted_proxy_headers=False,  # the app reads none but what it was told to believe
-        max_request_body_size=MAX_WAITRESS_BODY,
-        connection_limit=MAX_CONNECTIONS,
-        asyncore_use_poll=True,  # select() ends at 1,024 connections
-    )
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a line for every request that waits is no help
-    server.channel_class, server.next_id, server.access_log = Channel, next_id, access_log
+def announce(settings: Settings, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(f"{without_password(settings.database_url)} at {url}\ntry: curl {url}/products/7", flush=True)
+
+
+def serve(settings: Settings, database: Database, listener: socket.socket, process: int = 1) -> None:
+    """Serve in this process until SIGTERM or Ctrl-C."""
+    monitor = Monitor(sys.stderr.write if log.isEnabledFor(logging.INFO) else lambda line: None, process)
+    server = Server(create_app(settings, database, monitor), listener, settings, monitor)
+    if settings.cache_sync == "notify":
+        database.listen()
+    signal.signal(signal.SIGTERM, server.stop)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, server.stop)
+    if settings.processes == 1:
+        announce(settings, listener)
     server.run()
+    database.close()
+
+
+# ---------------------------------------------------------------- processes
+
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+
+
+def supervise(settings: Settings, database: Database, listener: socket.socket) -> None:
+    """Serve in many processes, each begun anew when it dies, until SIGTERM or Ctrl-C; then have them drain.
+
+    They share the listening socket. No thread and no connection is there to cross a fork.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    pipe = os.pipe()
+    running: dict[int, int] = {}  # process id: number
+    missing = set(range(1, settings.processes + 1))
+    announce(settings, listener)
+    while missing or signal.sigwait(SIGNALS) == signal.SIGCHLD:
+        for number in missing:
+            running[fork(functools.partial(serve, settings, database, listener, number), pipe)] = number
+        missing = reap(running)
+        if missing:
+            log.error("process %s died, another one follows", ", ".join(map(str, missing)))
+            time.sleep(RESTART_PAUSE)
+    listener.close()
+    end(running, settings.drain_timeout + QUERY_DEADLINE + 3)
+
+
+def fork(work: Callable[[], None], pipe: tuple[int, int]) -> int:
+    """The id of a new process that does `work`. It ends with its parent: only that holds the pipe open to write."""
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        os.close(pipe[1])
+        threading.Thread(target=follow_parent, args=pipe[:1], daemon=True).start()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all, and the parent acts on it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        work()
+        code = 0
+    except Exception:
+        log.exception("a process failed")
+    finally:
+        os._exit(code)
+
+
+def follow_parent(pipe: int) -> None:
+    os.read(pipe, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def reap(running: dict[int, int]) -> set[int]:
+    """The numbers of the processes that have ended, which are running no more."""
+    ended = set()
+    while running and (pid := os.waitpid(-1, os.WNOHANG)[0]):
+        ended.add(running.pop(pid))
+    return ended
+
+
+def end(running: dict[int, int], patience: float) -> None:
+    """Have processes end, by force after `patience` seconds."""
+    expires = time.monotonic() + patience
+    order: int = signal.SIGTERM
+    while running:
+        for pid in running if order != signal.SIGCHLD else ():
+            os.kill(pid, order)
+        reported = signal.sigtimedwait(SIGNALS, max(0.0, expires - time.monotonic()))
+        order = signal.SIGKILL if reported is None else reported.si_signo
+        order = signal.SIGTERM if order == signal.SIGINT else order
+        reap(running)
+
+
+# ---------------------------------------------------------------- command line
 
 
 def load(database: Database, path: str) -> None:
@@ -1841,7 +2289,8 @@ def run(settings: Settings) -> None:
         if settings.load:
             load(database, settings.load)
         else:
-            serve(settings, database, sys.stderr.write if log.isEnabledFor(logging.INFO) else lambda line: None)
+            listener = listen(settings.host, settings.port)
+            (serve if settings.processes == 1 else supervise)(settings, database, listener)
     except (DatabaseUnavailable, sqlite3.Error, psycopg.Error) as error:
         url = without_password(settings.database_url)
         raise OSError(f"the database {url} cannot be used: {one_line(error.__cause__ or error)}") from error

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import falcon.testing
 import pytest
 
-from inventory_api import Database, Settings, create_app, make_schema, merge, open_database, read_products
+from inventory_api import Database, Monitor, Settings, create_app, make_schema, merge, open_database, read_products
 from tests.conftest import new_database
 
 PROGRAM = Path(__file__).parents[2] / "inventory_api.py"
@@ -53,7 +53,7 @@ class Service:
     def restart(self, **changes: Any) -> None:
         """Begin anew with these settings, nothing cached and every bucket full. Unless asked for, there is no limit."""
         self.settings = Settings(**{"rate_limit": 0.0, **changes})
-        app = create_app(self.settings, self.database, self.lines.append, timer=self.clock)
+        app = create_app(self.settings, self.database, Monitor(self.lines.append), self.clock)
         self.client = falcon.testing.TestClient(app)
 
     def get(self, path: str, query: str = "", **headers: str) -> falcon.testing.Result:

