@@ -112,7 +112,7 @@ def test_a_503_can_be_tried_again(tab: Tab, open_shop: OpenShop) -> None:
 
     def lock_out(execute: object) -> None:
         edit(tab, shop.url, "price", "1")
-        tab.wait_for_text("#product-problem", "The database cannot be used just now.")
+        tab.wait_for_text("#product-problem", "The server cannot do this just now.")
 
     other.write(lock_out)
     other.close()
