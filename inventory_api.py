@@ -95,6 +95,7 @@ COST_PRODUCT, COST_PAGE, COST_SEARCH, COST_PATCH = 1, 2, 5, 5  # tokens
 CACHE_BYTES = 64 * 1024 * 1024
 ENTRY_OVERHEAD = 1000  # bytes taken by the objects around a cached body, roughly
 
+LOGGABLE = re.compile("[A-Za-z0-9/:._~-]+")
 SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 log = logging.getLogger("inventory")
@@ -826,6 +827,8 @@ class RateLimiter:
 
 # ---------------------------------------------------------------- input
 
+ID = re.compile(r"[1-9][0-9]*")
+INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 PRICE = re.compile(r"([0-9]{1,7})(?:\.([0-9]{1,2}))?()")  # as text: in a query, a CSV, a JSON string
 JSON_NUMBER = re.compile(r"(?:-(?=[0.]+(?![0-9.])))?([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?")  # not negative
 PRICE_RULE = "must be from 0 to 9999999.99, in whole cents"
@@ -868,7 +871,7 @@ def parse_cents(text: str, grammar: re.Pattern[str] = PRICE) -> int | None:
 
 def parse_integer(text: str, low: int, high: int) -> int | None:
     """The integer from low to high that a text says without a plus or leading zeros; None where it does not."""
-    fits = re.fullmatch(r"-?(0|[1-9][0-9]*)", text) and len(text) <= len(str(MAX_ID))
+    fits = INTEGER.fullmatch(text) and len(text) <= len(str(MAX_ID))
     return int(text) if fits and low <= int(text) <= high else None
 
 
@@ -881,9 +884,9 @@ def fold(text: str) -> str:
 
 def parse_id(text: str) -> int:
     """A product's id; MAX_ID + 1 stands for all that no product can have. Raises BadInput."""
-    if not re.fullmatch(r"[1-9][0-9]*", text):
+    if not ID.fullmatch(text):
         raise BadInput("an id is a whole number from 1, without sign or leading zeros")
-    return parse_integer(text, 1, MAX_ID) or MAX_ID + 1
+    return min(int(text), MAX_ID + 1) if len(text) <= len(str(MAX_ID)) else MAX_ID + 1
 
 
 def parse_query(query_string: str, allowed: Iterable[str]) -> dict[str, str]:
@@ -1048,6 +1051,7 @@ class PageQuery(NamedTuple):
         return MAX_CENTS if self.max_cents is None else self.max_cents
 
 
+@functools.lru_cache(maxsize=1000)
 def parse_page(path: str, query_string: str) -> PageQuery:
     """The page that is asked for on one of the two routes. Raises BadInput naming the parameter."""
     searching = path.endswith("/search")
@@ -1646,9 +1650,17 @@ METRICS = {
 
 
 def access_line(method: str, path: str, status: int, seconds: float, request_id: str, client: str) -> str:
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    said = f"method={method} path={quote(path)} status={status} ms={seconds * 1000:.1f}"
-    return f"{now} {said} request_id={request_id} client={quote(client, safe=':')}\n"
+    said = f"method={method} path={loggable(path)} status={status} ms={seconds * 1000:.1f}"
+    return f"{utc_text(int(time.time()))} {said} request_id={request_id} client={loggable(client)}\n"
+
+
+def loggable(text: str) -> str:
+    return text if LOGGABLE.fullmatch(text) else quote(text, safe="/:")
+
+
+@functools.lru_cache(maxsize=1)
+def utc_text(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 class Monitor:
@@ -2018,19 +2030,31 @@ HEADER_PARTS = {"Etag": "ETag", "Www": "WWW", "Ratelimit": "RateLimit", "Id": "I
 class Task(waitress.task.WSGITask):
     """A request that the app answers."""
 
-    def build_response_header(self) -> bytes:
-        """The head of the response. The headers are the app's own: waitress' way to normalise and sort them is slow."""
-        if self.content_length is None and self.has_body:
-            return bytes(super().build_response_header())
+    def execute(self) -> None:
+        """Send what Falcon answers, one chunk, with its head. Waitress would check and sort Falcon's headers anew."""
+
+        def start_response(status: str, headers: list[tuple[str, str]], exc_info: object = None) -> None:
+            self.status, self.response_headers = status, headers
+
+        body = b"".join(self.channel.server.application(self.get_environment(), start_response))
+        self.channel.write_soon(self.head() + body)
+        self.wrote_header = True
+
+    def head(self) -> bytes:
         connection = self.request.headers.get("CONNECTION", "").lower()
         kept_alive = connection == "keep-alive" if self.version == "1.0" else connection != "close"
         self.close_on_finish = not kept_alive or self.channel.is_last()
         lines = [f"HTTP/{self.version} {self.status}"]
         lines += [f"{header_name(name)}: {value}" for name, value in self.response_headers]
-        lines.append(f"Date: {waitress.utilities.build_http_date(self.start_time)}")
+        lines.append(f"Date: {http_date(int(self.start_time))}")
         if self.close_on_finish or self.version == "1.0":
             lines.append(f"Connection: {'close' if self.close_on_finish else 'keep-alive'}")
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+@functools.lru_cache(maxsize=1)
+def http_date(seconds: int) -> str:
+    return str(waitress.utilities.build_http_date(seconds))
 
 
 @functools.cache
@@ -2107,11 +2131,13 @@ class Server(waitress.server.TcpWSGIServer):
 
     channel_class = Channel
 
-    def __init__(self, app: App, listener: socket.socket, settings: Settings, monitor: Monitor) -> None:
-        self.monitor, self._drain_timeout = monitor, settings.drain_timeout
+    def __init__(self, settings: Settings, database: Database, listener: socket.socket, process: int) -> None:
+        self._lines: list[str] = []  # of the access log
         self._ends = math.inf
+        self._drain_timeout = settings.drain_timeout
+        self.monitor = Monitor(self._lines.append if log.isEnabledFor(logging.INFO) else lambda line: None, process)
         super().__init__(
-            app,
+            create_app(settings, database, self.monitor),
             _sock=listener,
             sockinfo=(listener.family, listener.type, listener.proto, listener.getsockname()),
             bind_socket=False,
@@ -2121,11 +2147,12 @@ class Server(waitress.server.TcpWSGIServer):
             max_request_body_size=MAX_WAITRESS_BODY,
             connection_limit=MAX_CONNECTIONS,
             cleanup_interval=1,  # seconds
+            send_bytes=1,  # at once, from the thread that has the answer
             asyncore_use_poll=True,  # select() ends at 1,024 connections
         )
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a line for every request that waits is no help
         dispatcher = self.task_dispatcher
-        monitor.watch(lambda: {"queue_depth": len(dispatcher.queue), "in_flight": dispatcher.active_count})
+        self.monitor.watch(lambda: {"queue_depth": len(dispatcher.queue), "in_flight": dispatcher.active_count})
 
     def add_task(self, channel: Channel) -> None:
         channel.queued = time.monotonic()
@@ -2157,7 +2184,12 @@ class Server(waitress.server.TcpWSGIServer):
         self.task_dispatcher.shutdown(timeout=1)
 
     def _turn(self, timeout: float) -> None:
+        """Wait for sockets and serve them. Every answer ends such a wait, and its line is written with it."""
         self.asyncore.loop(timeout, use_poll=True, map=self._map, count=1)
+        if self._lines:
+            lines = self._lines[:]
+            del self._lines[: len(lines)]  # threads go on appending
+            sys.stderr.write("".join(lines))
 
     def _accept_the_rest(self) -> None:
         """Take all connections that the kernel has accepted already, and listen no more."""
@@ -2185,8 +2217,7 @@ def announce(settings: Settings, listener: socket.socket) -> None:
 
 def serve(settings: Settings, database: Database, listener: socket.socket, process: int = 1) -> None:
     """Serve in this process until SIGTERM or Ctrl-C."""
-    monitor = Monitor(sys.stderr.write if log.isEnabledFor(logging.INFO) else lambda line: None, process)
-    server = Server(create_app(settings, database, monitor), listener, settings, monitor)
+    server = Server(settings, database, listener, process)
     if settings.cache_sync == "notify":
         database.listen()
     signal.signal(signal.SIGTERM, server.stop)
