@@ -4,7 +4,8 @@
     GET   /products            a page of all products: limit, cursor, sort, include_total
     GET   /products/search     a page of those that match: name, min_price, max_price, and the page parameters
     PATCH /products/{id}       a new price, a new stock_level or a stock_delta; If-Match is honoured
-    GET   /                    links to every route;  /healthz: the process is up;  /readyz: the database answers
+    GET   /                    links to every route, and to a browser the page explorer.html
+    GET   /healthz             the process is up;  /readyz: the database answers
 
 The way of one request: waitress' thread, request id, route, token bucket, API key, strict input, cache, and only then
 this thread's database connection. A write commits, then invalidates, then answers.
@@ -62,6 +63,7 @@ from psycopg.types.string import TextLoader
 
 VERSION = "1.0.0"
 SCHEMA_FILE = Path(__file__).with_name("db.sql")
+PAGE_FILE = Path(__file__).with_name("explorer.html")
 SAMPLE_PRODUCTS = 1000
 
 MAX_ID = 2**63 - 1
@@ -1817,8 +1819,12 @@ def answer(req: falcon.Request, resp: falcon.Response, found: Answer) -> None:
     resp.set_header("X-Cache", "HIT" if found.cached else "MISS")
     if found.representation is None:
         raise NoSuchProduct("there is no product with this id")
-    write_representation(resp, found.representation)
-    if is_not_modified(req.env.get("HTTP_IF_NONE_MATCH"), found.representation.etag):
+    write_unless_known(req, resp, found.representation)
+
+
+def write_unless_known(req: falcon.Request, resp: falcon.Response, representation: Representation) -> None:
+    write_representation(resp, representation)
+    if is_not_modified(req.env.get("HTTP_IF_NONE_MATCH"), representation.etag):
         resp.status = 304
 
 
@@ -1911,6 +1917,46 @@ INDEX = {
 }
 
 
+def page_policy(page: str) -> str:
+    """A Content-Security-Policy by which only the scripts and styles that stand in the page, known by hash, work.
+
+    Nor may it load anything from another host, or make HTML of text (Trusted Types). The one image is its icon.
+    """
+
+    def hashes(element: str) -> str:
+        texts = re.findall(f"<{element}>(.*?)</{element}>", page, re.DOTALL)
+        digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts]
+        return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
+
+    return (
+        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; img-src data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+
+
+class FrontResource:
+    """The index, or the page where the client would rather have HTML. The page's parameters are its script's affair."""
+
+    costs: ClassVar[dict[str, int]] = {}
+
+    def __init__(self, index: DocumentResource, page: str) -> None:
+        self._index, self._policy = index, page_policy(page)
+        body = page.encode()
+        self._page = Representation(body, f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"')
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        resp.set_header("Vary", "Accept")
+        if req.client_prefers(("application/json", "text/html")) == "text/html":
+            resp.set_header("Content-Security-Policy", self._policy)
+            write_unless_known(req, resp, self._page)
+            resp.content_type = falcon.MEDIA_HTML if resp.status_code == 200 else None  # a 304 has no content
+        else:
+            self._index.on_get(req, resp)
+
+    on_head = on_get
+
+
 # ---------------------------------------------------------------- app
 
 App = falcon.App[falcon.Request, falcon.Response]
@@ -1936,7 +1982,8 @@ def create_app(
         return json.dumps({"status": "ready"})
 
     app: App = falcon.App(middleware=[Conversation(monitor, settings.trusted_proxy), Gate(settings, timer)])
-    app.add_route("/", DocumentResource(lambda: json.dumps(INDEX), CACHED))
+    index = DocumentResource(lambda: json.dumps(INDEX), CACHED)
+    app.add_route("/", FrontResource(index, PAGE_FILE.read_text("utf-8")))
     app.add_route("/products", PageResource(inventory, "/products", COST_PAGE))
     app.add_route("/products/search", PageResource(inventory, "/products/search", COST_SEARCH))
     app.add_route("/products/{id}", ProductResource(inventory))
