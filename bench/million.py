@@ -13,6 +13,7 @@ import os
 import random
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,9 +29,9 @@ from tests.conftest import WHY_NOT, PostgresServer, server_programs  # noqa: E40
 
 ROWS = 1_000_000
 VOCABULARY = 20_000
-ONSETS = "b c d f g h j k l m n p r s t v w z br cl dr fl gr pl pr sh sp st th tr".split()
-VOWELS = "a a a e e e e i i i o o u ai ea oo".split()
-CODAS = ("", "", "", *"l m n r s t d ck ng nt rd st".split())
+ONSETS = [*"bcdfghjklmnprstvwz", "br", "cl", "dr", "fl", "gr", "pl", "pr", "sh", "sp", "st", "th", "tr"]
+VOWELS = [*"aaaeeeeiiioou", "ai", "ea", "oo"]
+CODAS = ["", "", "", *"lmnrstd", "ck", "ng", "nt", "rd", "st"]
 TEN, ONE, NONE, LATE = "zephyr", "wyvern", "xylophone", "yonder"  # in ten names, in one, in none, in the last 1 %
 
 
@@ -83,9 +84,21 @@ def prices(rows: int = ROWS) -> Iterator[int]:
     return (1999 if lottery.random() < 0.12 else lottery.randint(1, 200_000) for _ in range(rows))
 
 
+def words_by_share(some_names: list[str]) -> dict[str, str]:
+    """A word for each share of the names, in lower case."""
+    counts = Counter(word for name in some_names for word in set(name.lower().split()))
+
+    def word_in(share: float) -> str:
+        return min(counts, key=lambda word: abs(counts[word] / len(some_names) - share))
+
+    common = {name: word_in(share) for name, share in (("30%", 0.3), ("1%", 0.01), ("0.1%", 0.001))}
+    return {**common, "ten": TEN, "one": ONE, "none": NONE}
+
+
 def folder_in(work: str) -> Path:
-    """The folder for databases of this very schema."""
-    schema = hashlib.sha256((ROOT / "db.sql").read_bytes() + Path(__file__).read_bytes()).hexdigest()
+    """The folder for databases of this very schema, and of these products."""
+    made_of = (ROOT / "db.sql").read_text() + "".join(names(100)) + str(sum(prices(100)))
+    schema = hashlib.sha256(made_of.encode()).hexdigest()
     folder = Path(work).resolve() / f"million-{schema[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -138,7 +151,7 @@ def postgresql(folder: Path, url: str = "") -> Iterator[Place]:
     server.start()
     try:
         with psycopg.connect(server.url, autocommit=True) as connection:
-            if not connection.execute("SELECT FROM pg_database WHERE datname = 'million'").fetchone():
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'million'").fetchone():
                 connection.execute("DROP DATABASE IF EXISTS part")
                 connection.execute("CREATE DATABASE part")
                 load(folder, urlsplit(server.url)._replace(path="/part").geturl())

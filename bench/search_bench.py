@@ -54,21 +54,12 @@ class Cell(NamedTuple):
 
 def needles(names: list[str]) -> dict[str, str]:
     """A substring of each kind: its words are looked for in the names, or planted there, or absent by design."""
-    words = Counter(word for name in names[:100_000] for word in set(name.split()))
-
-    def word_in(share: float) -> str:
-        return min(words, key=lambda word: abs(words[word] / 100_000 - share))
-
+    words = million.words_by_share(names[:100_000])
     return {
-        "30%": word_in(0.3),
-        "1%": word_in(0.01),
+        **words,
         "1% late": million.LATE,
-        "0.1%": word_in(0.001),
-        "ten": million.TEN,
-        "one": million.ONE,
-        "none": million.NONE,
         "common trigrams, none": absent_of_common_trigrams(names),
-        "two words": f"{word_in(0.3)} {word_in(0.1)}",
+        "two words": f"{words['30%']} {names[1].rpartition(' ')[2]}",
         "two characters": "ka",
         "two, none": "qq",
         "one character": "w",
