@@ -1,8 +1,8 @@
 """How fast the API is under load at 1,000,000 products, against a server that does nothing, and against its peers.
 
-python bench/api_bench.py --work /var/tmp/bench            every row on both engines: a quarter of an hour
+python bench/api_bench.py --work /var/tmp/bench            every row on both engines: ten minutes
 python bench/api_bench.py --engine sqlite --rows product   one engine, one row
-python bench/api_bench.py --peers --granian                FastAPI, Flask and Datasette too; the API on granian too
+python bench/api_bench.py --peers --granian                with its peers, and on granian: half an hour
 
 The yardstick is a Falcon app on waitress, with the same settings, that answers everything with constant bytes of the
 same size. It is measured before and after each measurement, with the same requests. The figure is its CPU time per
@@ -246,7 +246,7 @@ def running(subject: Subject, place: Place, log: Path) -> Iterator[Running]:
         family = tree(process.pid)
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(15)
+            process.wait(5)
         for pid in family:  # those that outlive their parent, or the parent if it does not listen to reason
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
@@ -328,16 +328,20 @@ class Load(NamedTuple):
         return Measured(cpu, database_cpu, rate, told["p50"] / 1e3, told["p99"] / 1e3, int(told["errors"]))
 
     def answer_size(self, port: int) -> int:
-        """The bytes of a body, on average over some requests, each of which must be answered well."""
-        connection, sizes = http.client.HTTPConnection("127.0.0.1", port, timeout=60), []
-        for line in self.lines[:12]:
-            method, path, body = line.split(" ", 2)
-            connection.request(method, path, body or None, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            sizes.append(len(response.read()))
+        """The bytes of a body, on average over some requests. Raises Refused if one is not answered well."""
+        sizes = []
+        for method, path, body in (line.split(" ", 2) for line in self.lines[:6]):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            try:
+                connection.request(method, path, body or None, {"Content-Type": "application/json"})
+                response = connection.getresponse()
+                sizes.append(len(response.read()))
+            except OSError as error:
+                raise Refused(f"{method} {path}: {error}") from error
+            finally:
+                connection.close()
             if response.status != 200:
                 raise Refused(f"{method} {path} is answered with {response.status}")
-        connection.close()
         return round(statistics.mean(sizes))
 
 
@@ -367,13 +371,14 @@ class Bench:
 
     def against_first_page(self, row: Row, subject: Subject) -> tuple[float, Measured]:
         """By the CPU time of the server and of the database together: it is there that OFFSET costs."""
-        with self._running(subject) as server:
-            took = []
-            for asked in (TABLE["fresh"], row, TABLE["fresh"]):
-                load = prepare(self._folder, asked, subject, self._depths, self._seconds)
+
+        def run(asked: Row) -> Measured:
+            load = prepare(self._folder, asked, subject, self._depths, self._seconds)
+            with self._running(subject) as server:  # a new one: the last may still be at what nobody waits for any more
                 load.answer_size(server.port)
-                took.append(load.run(server, self._place.pid))
-        before, deep, after = took
+                return load.run(server, self._place.pid)
+
+        before, deep, after = map(run, (TABLE["fresh"], row, TABLE["fresh"]))
         first = statistics.mean(each.cpu + each.database_cpu for each in (before, after))
         return first / (deep.cpu + deep.database_cpu), deep
 
@@ -406,6 +411,8 @@ def measure_engine(engine: str, bench: Bench, servers: Sequence[tuple[Subject, S
                 continue
             who = f"{subject.name} ({measured.errors} errors)" if measured.errors else subject.name
             figures = f"{ratio:.4f}" if ratio < 0.01 else f"{ratio:.2f}"
+            if not measured.rate:
+                figures, who = f"under {figures}", f"{who} (none answered in time)"
             database = f"{measured.database_cpu:.0f}" if measured.database_cpu else ""
             print(
                 f"| {row.title} | {engine} | {who} | {figures} | {target} | {measured.cpu:.0f} | {database} "
