@@ -321,7 +321,7 @@ class Database:
     has_name: str
     by_trigrams: str
     count_trigrams: str
-    ways: tuple[tuple[str, float], ...]  # to few rows: each with the candidates that are worth reading and sorting
+    ways: tuple[str, ...]  # to few rows, the one that is cheaper to find out about first
 
     def __init__(self, deadline: float = QUERY_DEADLINE, timer: Timer = time.monotonic) -> None:
         self.deadline = deadline
@@ -453,7 +453,7 @@ class SQLiteDatabase(Database):
     has_name = "instr(name_folded, :name) > 0"
     by_trigrams = "id IN (SELECT rowid FROM products_trigrams WHERE products_trigrams MATCH :phrase)"
     count_trigrams = f"SELECT count(*) FROM ({by_trigrams[7:-1]} LIMIT :n)"
-    ways = (("range", 1_000), ("trigrams", 1_000), ("range", 20_000), ("trigrams", 20_000))
+    ways = ("range", "trigrams")
 
     def __init__(self, path: str, deadline: float) -> None:
         super().__init__(deadline)
@@ -558,8 +558,8 @@ class PostgresDatabase(Database):
     tie = "id"
     has_name = "name_folded LIKE :pattern"
     by_trigrams = "replace(name_folded, ' ', U&'\\A000') LIKE :spaced"
-    count_trigrams = "SELECT 1"  # a GIN index cannot stop half-way: to count is to read
-    ways = (("range", 1_000), ("trigrams", 1), ("range", 20_000))
+    count_trigrams = ""  # a GIN index cannot stop half-way: to count is to read
+    ways = ("trigrams", "range")
     varying = re.compile(":(low|pattern|spaced)\\b")  # a plan for any name cannot know a common one from a rare one
 
     def __init__(self, url: str, deadline: float) -> None:
@@ -1245,8 +1245,8 @@ class Finder:
     """Finds the rows of one page query, whatever its filters and sort match, at a bounded cost.
 
     A few rows are walked along the sort's index first: what is common is found at once. Else the ways in are counted,
-    each up to a cap, and the first that is narrow is read whole and sorted; where none is, the walk goes on to its end.
-    Every way gives the whole answer: the counts only steer what it costs.
+    each up to a cap, and the first that is narrow is read whole and sorted. Both are then tried further, and where
+    nothing is narrow, the walk goes on to its end. Every way gives the whole answer: the counts only steer its cost.
     """
 
     def __init__(self, database: Database, execute: Execute, query: PageQuery) -> None:
@@ -1273,13 +1273,17 @@ class Finder:
         filtered = self._ranged and self._column != "price_cents"
         if not self._query.name and not filtered:
             return self._products(LIST, start, values, n=n)
-        for budget in (1_000, 20_000):
-            found = self._products(WALK, start, values, n=n, budget=budget)
+        found = self._products(WALK, start, values, n=n, budget=1_000)
+        if len(found) == n:
+            return found
+        few = len(found) * 20 < n  # else twenty times as many rows may well do
+        way = self._narrow_way(1_000, rare=not found) if few else "scan"
+        if way == "scan" and found:
+            found = self._products(WALK, start, values, n=n, budget=20_000)
             if len(found) == n:
                 return found
-            if len(found) * 20 < n:  # so few that twenty times as many rows may not do
-                break
-        way = self._narrow_way()
+        if way == "scan":
+            way = self._narrow_way(20_000)
         if way == "scan":
             in_range = "+price_cents BETWEEN :low AND :high" if filtered else "TRUE"  # +: not by that index
             return self._products(SCAN, start, values, n=n, in_range=in_range)
@@ -1287,7 +1291,7 @@ class Finder:
 
     def total(self) -> int:
         """How many products match, counted no further than MAX_TOTAL + 1."""
-        way = self._narrow_way() if self._query.name else "scan"
+        way = self._narrow_way(20_000) if self._query.name else "scan"
         if way is None:
             return 0
         sql = COUNT.format(by_index=self._by_index(way), has_name=self._has_name)
@@ -1321,16 +1325,16 @@ class Finder:
         )
         return [Product(*row) for row in self._execute(sql, **self._values, **values, **more)]
 
-    def _narrow_way(self) -> str | None:
-        """The first way with no more candidates than its cap; None if one is seen to have none at all."""
+    def _narrow_way(self, cap: int, rare: bool = True) -> str | None:
+        """The first way with few candidates, or taken to have few if `rare`; None if it is seen to have none."""
         name = self._query.name or ""
         usable = {"range": self._ranged, "trigrams": len(name) >= 3 and any(map(str.isalnum, name))}
         counts = {"range": COUNT.format(by_index="TRUE", has_name="TRUE"), "trigrams": self._database.count_trigrams}
-        for way, cap in self._database.ways:
-            if usable[way]:
-                ((count,),) = self._execute(counts[way], n=cap + 1, **self._values)
-                if count <= cap:
-                    return way if count else None
+        for way in filter(usable.__getitem__, self._database.ways):
+            uncounted = 1 if rare else cap + 1
+            count = self._execute(counts[way], n=cap + 1, **self._values)[0][0] if counts[way] else uncounted
+            if count <= cap:
+                return way if count else None
         return "scan"
 
     def _by_index(self, way: str | None) -> str:
