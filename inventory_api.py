@@ -4,7 +4,8 @@
     GET   /products            a page of all products: limit, cursor, sort, include_total
     GET   /products/search     a page of those that match: name, min_price, max_price, and the page parameters
     PATCH /products/{id}       a new price, a new stock_level or a stock_delta; If-Match is honoured
-    GET   /                    links to every route;  /healthz: the process is up;  /readyz: the database answers
+    GET   /                    links to every route, and to a browser the page explorer.html
+    GET   /healthz             the process is up;  /readyz: the database answers
 
 The way of one request: waitress' thread, request id, route, token bucket, API key, strict input, cache, and only then
 this thread's database connection. A write commits, then invalidates, then answers.
@@ -63,6 +64,7 @@ from psycopg.types.string import TextLoader
 VERSION = "1.0.0"
 SCHEMA_FILE = Path(__file__).with_name("db.sql")
 OPENAPI_FILE = Path(__file__).with_name("openapi.json")
+PAGE_FILE = Path(__file__).with_name("explorer.html")
 SAMPLE_PRODUCTS = 1000
 
 MAX_ID = 2**63 - 1
@@ -94,6 +96,7 @@ COST_PRODUCT, COST_PAGE, COST_SEARCH, COST_PATCH = 1, 2, 5, 5  # tokens
 CACHE_BYTES = 64 * 1024 * 1024
 ENTRY_OVERHEAD = 1000  # bytes taken by the objects around a cached body, roughly
 
+LOGGABLE = re.compile("[A-Za-z0-9/:._~-]+")
 SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 log = logging.getLogger("inventory")
@@ -319,7 +322,7 @@ class Database:
     has_name: str
     by_trigrams: str
     count_trigrams: str
-    ways: tuple[tuple[str, float], ...]  # to few rows: each with the candidates that are worth reading and sorting
+    ways: tuple[str, ...]  # to few rows, the one that is cheaper to find out about first
 
     def __init__(self, deadline: float = QUERY_DEADLINE, timer: Timer = time.monotonic) -> None:
         self.deadline = deadline
@@ -429,6 +432,14 @@ ORDER BY n
 """
 
 
+def file_identity(path: str) -> tuple[int, int] | None:
+    """Device and inode of a file; None where there is none."""
+    with contextlib.suppress(OSError):
+        found = os.stat(path)
+        return found.st_dev, found.st_ino
+    return None
+
+
 class SQLiteDatabase(Database):
     dialect = "sqlite"
     begin = "BEGIN IMMEDIATE"  # a write lock taken later, in mid-transaction, could not be waited for
@@ -443,7 +454,7 @@ class SQLiteDatabase(Database):
     has_name = "instr(name_folded, :name) > 0"
     by_trigrams = "id IN (SELECT rowid FROM products_trigrams WHERE products_trigrams MATCH :phrase)"
     count_trigrams = f"SELECT count(*) FROM ({by_trigrams[7:-1]} LIMIT :n)"
-    ways = (("range", 1_000), ("trigrams", 1_000), ("range", 20_000), ("trigrams", 20_000))
+    ways = ("range", "trigrams")
 
     def __init__(self, path: str, deadline: float) -> None:
         super().__init__(deadline)
@@ -463,8 +474,13 @@ class SQLiteDatabase(Database):
         except sqlite3.Error:
             connection.close()
             raise
-        self._was_open = True
+        self._was_open, self._local.file = True, file_identity(self._path)
         return connection
+
+    def _run(self, work: Callable[[Any], T], may_retry: bool = True) -> T:
+        if getattr(self._local, "file", None) != file_identity(self._path):
+            self._discard()  # the file is gone or another: what is written to the one that is open nobody will read
+        return super()._run(work, may_retry)
 
     def _executor(self, connection: sqlite3.Connection) -> Execute:
         return lambda sql, **parameters: connection.execute(sql, parameters).fetchall()
@@ -515,7 +531,7 @@ LISTENER_OPTIONS: dict[str, Any] = {
 class PostgresDatabase(Database):
     dialect = "postgresql"
     begin = "BEGIN"
-    driver_errors = (psycopg.OperationalError, psycopg.InternalError, psycopg.InterfaceError)
+    driver_errors = (psycopg.OperationalError, psycopg.InternalError, psycopg.InterfaceError, psycopg.ProgrammingError)
     options: ClassVar = {
         "synchronous_commit": "on",
         "timezone": "UTC",
@@ -543,8 +559,8 @@ class PostgresDatabase(Database):
     tie = "id"
     has_name = "name_folded LIKE :pattern"
     by_trigrams = "replace(name_folded, ' ', U&'\\A000') LIKE :spaced"
-    count_trigrams = "SELECT 1"  # a GIN index cannot stop half-way: to count is to read
-    ways = (("range", 1_000), ("trigrams", 1), ("range", 20_000))
+    count_trigrams = ""  # a GIN index cannot stop half-way: to count is to read
+    ways = ("trigrams", "range")
     varying = re.compile(":(low|pattern|spaced)\\b")  # a plan for any name cannot know a common one from a rare one
 
     def __init__(self, url: str, deadline: float) -> None:
@@ -825,6 +841,8 @@ class RateLimiter:
 
 # ---------------------------------------------------------------- input
 
+ID = re.compile(r"[1-9][0-9]*")
+INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 PRICE = re.compile(r"([0-9]{1,7})(?:\.([0-9]{1,2}))?()")  # as text: in a query, a CSV, a JSON string
 JSON_NUMBER = re.compile(r"(?:-(?=[0.]+(?![0-9.])))?([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?")  # not negative
 PRICE_RULE = "must be from 0 to 9999999.99, in whole cents"
@@ -867,7 +885,7 @@ def parse_cents(text: str, grammar: re.Pattern[str] = PRICE) -> int | None:
 
 def parse_integer(text: str, low: int, high: int) -> int | None:
     """The integer from low to high that a text says without a plus or leading zeros; None where it does not."""
-    fits = re.fullmatch(r"-?(0|[1-9][0-9]*)", text) and len(text) <= len(str(MAX_ID))
+    fits = INTEGER.fullmatch(text) and len(text) <= len(str(MAX_ID))
     return int(text) if fits and low <= int(text) <= high else None
 
 
@@ -880,9 +898,9 @@ def fold(text: str) -> str:
 
 def parse_id(text: str) -> int:
     """A product's id; MAX_ID + 1 stands for all that no product can have. Raises BadInput."""
-    if not re.fullmatch(r"[1-9][0-9]*", text):
+    if not ID.fullmatch(text):
         raise BadInput("an id is a whole number from 1, without sign or leading zeros")
-    return parse_integer(text, 1, MAX_ID) or MAX_ID + 1
+    return min(int(text), MAX_ID + 1) if len(text) <= len(str(MAX_ID)) else MAX_ID + 1
 
 
 def parse_query(query_string: str, allowed: Iterable[str]) -> dict[str, str]:
@@ -1047,6 +1065,7 @@ class PageQuery(NamedTuple):
         return MAX_CENTS if self.max_cents is None else self.max_cents
 
 
+@functools.lru_cache(maxsize=1000)
 def parse_page(path: str, query_string: str) -> PageQuery:
     """The page that is asked for on one of the two routes. Raises BadInput naming the parameter."""
     searching = path.endswith("/search")
@@ -1227,8 +1246,8 @@ class Finder:
     """Finds the rows of one page query, whatever its filters and sort match, at a bounded cost.
 
     A few rows are walked along the sort's index first: what is common is found at once. Else the ways in are counted,
-    each up to a cap, and the first that is narrow is read whole and sorted; where none is, the walk goes on to its end.
-    Every way gives the whole answer: the counts only steer what it costs.
+    each up to a cap, and the first that is narrow is read whole and sorted. Both are then tried further, and where
+    nothing is narrow, the walk goes on to its end. Every way gives the whole answer: the counts only steer its cost.
     """
 
     def __init__(self, database: Database, execute: Execute, query: PageQuery) -> None:
@@ -1255,13 +1274,17 @@ class Finder:
         filtered = self._ranged and self._column != "price_cents"
         if not self._query.name and not filtered:
             return self._products(LIST, start, values, n=n)
-        for budget in (1_000, 20_000):
-            found = self._products(WALK, start, values, n=n, budget=budget)
+        found = self._products(WALK, start, values, n=n, budget=1_000)
+        if len(found) == n:
+            return found
+        few = len(found) * 20 < n  # else twenty times as many rows may well do
+        way = self._narrow_way(1_000, rare=not found) if few else "scan"
+        if way == "scan" and found:
+            found = self._products(WALK, start, values, n=n, budget=20_000)
             if len(found) == n:
                 return found
-            if len(found) * 20 < n:  # so few that twenty times as many rows may not do
-                break
-        way = self._narrow_way()
+        if way == "scan":
+            way = self._narrow_way(20_000)
         if way == "scan":
             in_range = "+price_cents BETWEEN :low AND :high" if filtered else "TRUE"  # +: not by that index
             return self._products(SCAN, start, values, n=n, in_range=in_range)
@@ -1269,7 +1292,7 @@ class Finder:
 
     def total(self) -> int:
         """How many products match, counted no further than MAX_TOTAL + 1."""
-        way = self._narrow_way() if self._query.name else "scan"
+        way = self._narrow_way(20_000) if self._query.name else "scan"
         if way is None:
             return 0
         sql = COUNT.format(by_index=self._by_index(way), has_name=self._has_name)
@@ -1303,16 +1326,16 @@ class Finder:
         )
         return [Product(*row) for row in self._execute(sql, **self._values, **values, **more)]
 
-    def _narrow_way(self) -> str | None:
-        """The first way with no more candidates than its cap; None if one is seen to have none at all."""
+    def _narrow_way(self, cap: int, rare: bool = True) -> str | None:
+        """The first way with few candidates, or taken to have few if `rare`; None if it is seen to have none."""
         name = self._query.name or ""
         usable = {"range": self._ranged, "trigrams": len(name) >= 3 and any(map(str.isalnum, name))}
         counts = {"range": COUNT.format(by_index="TRUE", has_name="TRUE"), "trigrams": self._database.count_trigrams}
-        for way, cap in self._database.ways:
-            if usable[way]:
-                ((count,),) = self._execute(counts[way], n=cap + 1, **self._values)
-                if count <= cap:
-                    return way if count else None
+        for way in filter(usable.__getitem__, self._database.ways):
+            uncounted = 1 if rare else cap + 1
+            count = self._execute(counts[way], n=cap + 1, **self._values)[0][0] if counts[way] else uncounted
+            if count <= cap:
+                return way if count else None
         return "scan"
 
     def _by_index(self, way: str | None) -> str:
@@ -1645,9 +1668,17 @@ METRICS = {
 
 
 def access_line(method: str, path: str, status: int, seconds: float, request_id: str, client: str) -> str:
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    said = f"method={method} path={quote(path)} status={status} ms={seconds * 1000:.1f}"
-    return f"{now} {said} request_id={request_id} client={quote(client, safe=':')}\n"
+    said = f"method={method} path={loggable(path)} status={status} ms={seconds * 1000:.1f}"
+    return f"{utc_text(int(time.time()))} {said} request_id={request_id} client={loggable(client)}\n"
+
+
+def loggable(text: str) -> str:
+    return text if LOGGABLE.fullmatch(text) else quote(text, safe="/:")
+
+
+@functools.lru_cache(maxsize=1)
+def utc_text(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 class Monitor:
@@ -1799,8 +1830,12 @@ def answer(req: falcon.Request, resp: falcon.Response, found: Answer) -> None:
     resp.set_header("X-Cache", "HIT" if found.cached else "MISS")
     if found.representation is None:
         raise NoSuchProduct("there is no product with this id")
-    write_representation(resp, found.representation)
-    if is_not_modified(req.env.get("HTTP_IF_NONE_MATCH"), found.representation.etag):
+    write_unless_known(req, resp, found.representation)
+
+
+def write_unless_known(req: falcon.Request, resp: falcon.Response, representation: Representation) -> None:
+    write_representation(resp, representation)
+    if is_not_modified(req.env.get("HTTP_IF_NONE_MATCH"), representation.etag):
         resp.status = 304
 
 
@@ -1894,6 +1929,46 @@ INDEX = {
 }
 
 
+def page_policy(page: str) -> str:
+    """A Content-Security-Policy by which only the scripts and styles that stand in the page, known by hash, work.
+
+    Nor may it load anything from another host, or make HTML of text (Trusted Types). The one image is its icon.
+    """
+
+    def hashes(element: str) -> str:
+        texts = re.findall(f"<{element}>(.*?)</{element}>", page, re.DOTALL)
+        digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts]
+        return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
+
+    return (
+        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; img-src data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+
+
+class FrontResource:
+    """The index, or the page where the client would rather have HTML. The page's parameters are its script's affair."""
+
+    costs: ClassVar[dict[str, int]] = {}
+
+    def __init__(self, index: DocumentResource, page: str) -> None:
+        self._index, self._policy = index, page_policy(page)
+        body = page.encode()
+        self._page = Representation(body, f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"')
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        resp.set_header("Vary", "Accept")
+        if req.client_prefers(("application/json", "text/html")) == "text/html":
+            resp.set_header("Content-Security-Policy", self._policy)
+            write_unless_known(req, resp, self._page)
+            resp.content_type = falcon.MEDIA_HTML if resp.status_code == 200 else None  # a 304 has no content
+        else:
+            self._index.on_get(req, resp)
+
+    on_head = on_get
+
+
 # ---------------------------------------------------------------- app
 
 App = falcon.App[falcon.Request, falcon.Response]
@@ -1919,7 +1994,8 @@ def create_app(
         return json.dumps({"status": "ready"})
 
     app: App = falcon.App(middleware=[Conversation(monitor, settings.trusted_proxy), Gate(settings, timer)])
-    app.add_route("/", DocumentResource(lambda: json.dumps(INDEX), CACHED))
+    index = DocumentResource(lambda: json.dumps(INDEX), CACHED)
+    app.add_route("/", FrontResource(index, PAGE_FILE.read_text("utf-8")))
     app.add_route("/products", PageResource(inventory, "/products", COST_PAGE))
     app.add_route("/products/search", PageResource(inventory, "/products/search", COST_SEARCH))
     app.add_route("/products/{id}", ProductResource(inventory))
@@ -1981,19 +2057,31 @@ HEADER_PARTS = {"Etag": "ETag", "Www": "WWW", "Ratelimit": "RateLimit", "Id": "I
 class Task(waitress.task.WSGITask):
     """A request that the app answers."""
 
-    def build_response_header(self) -> bytes:
-        """The head of the response. The headers are the app's own: waitress' way to normalise and sort them is slow."""
-        if self.content_length is None and self.has_body:
-            return bytes(super().build_response_header())
+    def execute(self) -> None:
+        """Send what Falcon answers, one chunk, with its head. Waitress would check and sort Falcon's headers anew."""
+
+        def start_response(status: str, headers: list[tuple[str, str]], exc_info: object = None) -> None:
+            self.status, self.response_headers = status, headers
+
+        body = b"".join(self.channel.server.application(self.get_environment(), start_response))
+        self.channel.write_soon(self.head() + body)
+        self.wrote_header = True
+
+    def head(self) -> bytes:
         connection = self.request.headers.get("CONNECTION", "").lower()
         kept_alive = connection == "keep-alive" if self.version == "1.0" else connection != "close"
         self.close_on_finish = not kept_alive or self.channel.is_last()
         lines = [f"HTTP/{self.version} {self.status}"]
         lines += [f"{header_name(name)}: {value}" for name, value in self.response_headers]
-        lines.append(f"Date: {waitress.utilities.build_http_date(self.start_time)}")
+        lines.append(f"Date: {http_date(int(self.start_time))}")
         if self.close_on_finish or self.version == "1.0":
             lines.append(f"Connection: {'close' if self.close_on_finish else 'keep-alive'}")
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+@functools.lru_cache(maxsize=1)
+def http_date(seconds: int) -> str:
+    return str(waitress.utilities.build_http_date(seconds))
 
 
 @functools.cache
@@ -2070,11 +2158,13 @@ class Server(waitress.server.TcpWSGIServer):
 
     channel_class = Channel
 
-    def __init__(self, app: App, listener: socket.socket, settings: Settings, monitor: Monitor) -> None:
-        self.monitor, self._drain_timeout = monitor, settings.drain_timeout
+    def __init__(self, settings: Settings, database: Database, listener: socket.socket, process: int) -> None:
+        self._lines: list[str] = []  # of the access log
         self._ends = math.inf
+        self._drain_timeout = settings.drain_timeout
+        self.monitor = Monitor(self._lines.append if log.isEnabledFor(logging.INFO) else lambda line: None, process)
         super().__init__(
-            app,
+            create_app(settings, database, self.monitor),
             _sock=listener,
             sockinfo=(listener.family, listener.type, listener.proto, listener.getsockname()),
             bind_socket=False,
@@ -2084,11 +2174,12 @@ class Server(waitress.server.TcpWSGIServer):
             max_request_body_size=MAX_WAITRESS_BODY,
             connection_limit=MAX_CONNECTIONS,
             cleanup_interval=1,  # seconds
+            send_bytes=1,  # at once, from the thread that has the answer
             asyncore_use_poll=True,  # select() ends at 1,024 connections
         )
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a line for every request that waits is no help
         dispatcher = self.task_dispatcher
-        monitor.watch(lambda: {"queue_depth": len(dispatcher.queue), "in_flight": dispatcher.active_count})
+        self.monitor.watch(lambda: {"queue_depth": len(dispatcher.queue), "in_flight": dispatcher.active_count})
 
     def add_task(self, channel: Channel) -> None:
         channel.queued = time.monotonic()
@@ -2120,7 +2211,12 @@ class Server(waitress.server.TcpWSGIServer):
         self.task_dispatcher.shutdown(timeout=1)
 
     def _turn(self, timeout: float) -> None:
+        """Wait for sockets and serve them. Every answer ends such a wait, and its line is written with it."""
         self.asyncore.loop(timeout, use_poll=True, map=self._map, count=1)
+        if self._lines:
+            lines = self._lines[:]
+            del self._lines[: len(lines)]  # threads go on appending
+            sys.stderr.write("".join(lines))
 
     def _accept_the_rest(self) -> None:
         """Take all connections that the kernel has accepted already, and listen no more."""
@@ -2148,8 +2244,7 @@ def announce(settings: Settings, listener: socket.socket) -> None:
 
 def serve(settings: Settings, database: Database, listener: socket.socket, process: int = 1) -> None:
     """Serve in this process until SIGTERM or Ctrl-C."""
-    monitor = Monitor(sys.stderr.write if log.isEnabledFor(logging.INFO) else lambda line: None, process)
-    server = Server(create_app(settings, database, monitor), listener, settings, monitor)
+    server = Server(settings, database, listener, process)
     if settings.cache_sync == "notify":
         database.listen()
     signal.signal(signal.SIGTERM, server.stop)

@@ -6,16 +6,18 @@ import http.client
 import json
 import re
 import socket
-import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import falcon
 import falcon.testing
 import pytest
 
 import inventory_api as api
-from inventory_api import OPENAPI_FILE, DatabaseUnavailable, Monitor, Server, Settings
+from inventory_api import OPENAPI_FILE, DatabaseUnavailable, Settings
+from tests.api import conftest
 from tests.api.conftest import Service, one_engine
 
 DOCUMENT: dict[str, Any] = json.loads(OPENAPI_FILE.read_bytes())
@@ -239,9 +241,6 @@ ANSWERS = [
     for status in DOCUMENT["paths"][path][method]["responses"]
     for media_type in documented(path, method, status).get("content", [""])
 ]
-# Until there is a page: the index has no HTML, and is never unmodified.
-if not hasattr(api, "PAGE_FILE"):
-    ANSWERS = [each for each in ANSWERS if each[0] != "/" or (each[2] != "304" and each[3] != "text/html")]
 
 
 def fail(error: Exception) -> Callable[..., None]:
@@ -258,8 +257,8 @@ def answered(
     """What the app really answers, brought about for this status."""
     way = WAYS[status]
     desks.restart(**{"rate_limit": 100.0, **way.settings})
-    if way.bug:
-        monkeypatch.setattr(api, "parse_query", fail(KeyError("secret")))
+    for parse in ("parse_query", "parse_page") if way.bug else ():
+        monkeypatch.setattr(api, parse, fail(KeyError("secret")))
     for work in ("read", "write") if way.away else ():
         monkeypatch.setattr(desks.database, work, fail(DatabaseUnavailable("away")))
     query = QUERIES.get(path, "") if way.query is None else way.query
@@ -350,28 +349,19 @@ REFUSED = {
 
 
 @pytest.fixture
-def address(desks: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
-    """Where a server listens that gives a request half a second to arrive."""
-    monkeypatch.setattr(api, "REQUEST_TIMEOUT", 0.5)
-    settings, monitor = Settings(rate_limit=0.0, drain_timeout=0.0), Monitor()
-    listener = api.listen("127.0.0.1", 0)
-    server = Server(api.create_app(settings, desks.database, monitor), listener, settings, monitor)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    yield listener.getsockname()
-    server.stop()
-    thread.join()
-    server.close()
+def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[tuple[str | None, int]]:
+    """Where the real program listens, with less patience than it has."""
+    hasty = tmp_path / "hasty.py"
+    patience = f"api.REQUEST_TIMEOUT, api.QUEUE_TIMEOUT = 0.5, {-1 if name == 'Unavailable' else 3}"
+    hasty.write_text(f"import inventory_api as api\n{patience}\napi.main()\n")
+    monkeypatch.setattr(conftest, "PROGRAM", hasty)
+    with conftest.running(cwd=tmp_path, env={"PYTHONPATH": str(OPENAPI_FILE.parent)}) as (url, _):
+        yield urlsplit(url).hostname, urlsplit(url).port or 80
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
-@one_engine
-def test_each_refusal_is_as_documented(
-    address: tuple[str, int], fits: Fits, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    if name == "Unavailable":
-        monkeypatch.setattr(api, "QUEUE_TIMEOUT", -1.0)
+def test_each_refusal_is_as_documented(address: tuple[str, int], fits: Fits, name: str) -> None:
     with socket.create_connection(address, timeout=10) as connection, http.client.HTTPResponse(connection) as answer:
         connection.sendall(REFUSED[name])
         answer.begin()
