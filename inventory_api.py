@@ -5,7 +5,8 @@
     GET   /products/search     a page of those that match: name, min_price, max_price, and the page parameters
     PATCH /products/{id}       a new price, a new stock_level or a stock_delta; If-Match is honoured
     GET   /                    links to every route, and to a browser the page explorer.html
-    GET   /healthz             the process is up;  /readyz: the database answers
+    GET   /openapi.json        all of this in full
+    GET   /healthz             the process is up;  /readyz: the database answers;  /metrics: Prometheus' text
 
 The way of one request: waitress' thread, request id, route, token bucket, API key, strict input, cache, and only then
 this thread's database connection. A write commits, then invalidates, then answers.
@@ -1783,6 +1784,7 @@ class Conversation:
 
 
 def methods(resource: object) -> list[str]:
+    """Those that it answers, as 405 and OPTIONS list them."""
     return [*(name[3:].upper() for name in dir(resource) if name.startswith("on_")), "OPTIONS"]
 
 
@@ -1924,7 +1926,7 @@ INDEX = {
         "health": "/healthz",
         "readiness": "/readyz",
         "metrics": "/metrics",
-        "description": "/openapi.json",
+        "openapi": "/openapi.json",
     },
 }
 
