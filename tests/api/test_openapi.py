@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import falcon
 import falcon.testing
@@ -304,6 +304,23 @@ def test_each_documented_answer_fits_its_schema(
         body = answered.json if media_type.endswith("json") else answered.text
         fits(response["content"][media_type]["schema"], body, media_type)
         assert media_type != "application/problem+json" or answered.json["status"] == int(status)
+
+
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+@one_engine
+def test_the_examples_of_requests_are_taken(service: Service, path: str, method: str) -> None:
+    service.add(*[("Oak desk", "129.90", 12)] * 7)
+    given = [
+        (kind["in"], name, str(kind["example"])) for name, kind in parameters(path, method).items() if "example" in kind
+    ]
+    query = urlencode([(name, value.lower()) for place, name, value in given if place == "query"])
+    headers = {name: value for place, name, value in given if place == "header" and name != "If-Match"}
+    bodies = resolved(DOCUMENT["paths"][path][method].get("requestBody", {"content": {"": {"example": None}}}))
+    for media_type, content in bodies["content"].items():
+        for body in examples(content):
+            sent = {**headers, **({"Content-Type": media_type} if media_type else {})}
+            answer = service.request(method.upper(), path.format(id=7), query, body and json.dumps(body), **sent)
+            assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
