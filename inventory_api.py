@@ -34,6 +34,7 @@ import math
 import os
 import random
 import re
+import resource
 import select
 import signal
 import socket
@@ -80,7 +81,7 @@ QUERY_DEADLINE = 4.0  # seconds, for all statements of one request
 LOCK_TIMEOUT = 4.0  # seconds, for SQLite's one write lock
 CONNECT_TIMEOUT = 2  # seconds
 IDLE_GRACE = 3.0  # seconds that an idle connection may still bring a request while the server drains
-REQUEST_TIMEOUT = 30.0  # seconds for a request to arrive
+REQUEST_TIMEOUT = 30.0  # seconds for a request to arrive, and for a client to take anything of its answer
 QUEUE_TIMEOUT = 3.0  # seconds for it to wait for a thread
 RESTART_PAUSE = 0.5  # seconds before a process takes the place of one that died
 RETRY_AFTER = 1  # seconds a client is told to wait while the database is away
@@ -1494,6 +1495,9 @@ def make_schema(database: Database, with_samples: bool) -> None:
 
     database.write(work)
     database.close()  # whoever connects from here on sees that the database is ours
+    with contextlib.suppress(DatabaseUnavailable):  # to set the journal mode takes a moment without others' locks
+        database.read(lambda execute: execute("SELECT 1"))
+    database.close()
 
 
 def merge(database: Database, execute: Execute, rows: Iterable[Row]) -> int:
@@ -1888,7 +1892,9 @@ INDEX = {
 
 # ---------------------------------------------------------------- app
 
-App = falcon.App[falcon.Request, falcon.Response]
+
+class App(falcon.App[falcon.Request, falcon.Response]):
+    _META_METHODS: ClassVar = frozenset()  # what Falcon would refuse before any middleware: WEBSOCKET
 
 
 def create_app(
@@ -1910,7 +1916,7 @@ def create_app(
         inventory.check()
         return json.dumps({"status": "ready"})
 
-    app: App = falcon.App(middleware=[Conversation(monitor, settings.trusted_proxy), Gate(settings, timer)])
+    app = App(middleware=[Conversation(monitor, settings.trusted_proxy), Gate(settings, timer)])
     app.add_route("/", DocumentResource(lambda: json.dumps(INDEX), CACHED))
     app.add_route("/products", PageResource(inventory, "/products", COST_PAGE))
     app.add_route("/products/search", PageResource(inventory, "/products/search", COST_SEARCH))
@@ -1960,6 +1966,7 @@ class Refusal(waitress.task.ErrorTask):
             self.response_headers.append(("Retry-After", str(RETRY_AFTER)))
         else:
             channel.refused = True
+        if channel.refused or channel.is_last():
             self.set_close_on_finish()
         self.write(b"" if method == "HEAD" else body)
         monitor.record(method, path or "-", status, 0.0, request_id, channel.addr[0])
@@ -2014,7 +2021,8 @@ class Channel(waitress.channel.HTTPChannel):
         return bool(result)
 
     def service(self) -> None:
-        if time.monotonic() - self.queued > QUEUE_TIMEOUT:
+        late = time.monotonic() - self.queued > QUEUE_TIMEOUT
+        if late and not self.requests[0].error:  # that closes the connection: who knows where the next one begins
             self.requests[0].error = Shed("the server has more to do than it can; try again in a moment")
         super().service()
 
@@ -2029,14 +2037,22 @@ class Channel(waitress.channel.HTTPChannel):
 
     def is_last(self) -> bool:
         """Whether the request being answered is the last: the server drains, and no other has begun to arrive."""
-        return self.server.monitor.draining and len(self.requests) == 1 and self.request is None
+        return self.server.monitor.draining and len(self.requests) == 1 and not (self.request or self.has_unread())
 
     def is_idle(self) -> bool:
-        return not (self.requests or self.request or self.total_outbufs_len or self.unread_left)
+        return not (self.requests or self.request or self.total_outbufs_len or self.unread_left or self.has_unread())
+
+    def has_unread(self) -> bool:
+        """Whether more came than was read: while a request is answered, nothing is."""
+        try:
+            return bool(self.socket.recv(1, socket.MSG_PEEK))
+        except (OSError, AttributeError):  # nothing yet; or the client is gone, and the socket with it
+            return False
 
     def handle_close(self) -> None:
         if self.refused and self.connected and self.socket:
             self.refused, self.will_close, self.close_when_flushed = False, False, False
+            self.request = None  # what follows is thrown away, and cannot come too late
             with contextlib.suppress(OSError):  # it may have gone meanwhile
                 self.socket.shutdown(socket.SHUT_WR)
                 self.unread_left = MAX_UNREAD
@@ -2055,6 +2071,16 @@ class Channel(waitress.channel.HTTPChannel):
                 self.handle_close()
 
 
+def room_for_connections(threads: int) -> int:
+    """How many may be open. Raises the limit of open files as far as they need it, and as it may be raised."""
+    others = 50 + 5 * threads  # files that are no connection of a client
+    soft, hard = (math.inf if n == resource.RLIM_INFINITY else n for n in resource.getrlimit(resource.RLIMIT_NOFILE))
+    files = min(MAX_CONNECTIONS + others, hard)
+    if soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (int(files), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    return max(10, int(files) - others)
+
+
 class Server(waitress.server.TcpWSGIServer):
     """Waitress, which also gives up on what takes too long, and drains before it ends."""
 
@@ -2062,7 +2088,7 @@ class Server(waitress.server.TcpWSGIServer):
 
     def __init__(self, app: App, listener: socket.socket, settings: Settings, monitor: Monitor) -> None:
         self.monitor, self._drain_timeout = monitor, settings.drain_timeout
-        self._ends = math.inf
+        self._ends, self._alone = math.inf, settings.processes == 1
         super().__init__(
             app,
             _sock=listener,
@@ -2072,7 +2098,7 @@ class Server(waitress.server.TcpWSGIServer):
             ident=None,
             clear_untrusted_proxy_headers=False,  # the app reads none but what it was told to believe
             max_request_body_size=MAX_WAITRESS_BODY,
-            connection_limit=MAX_CONNECTIONS,
+            connection_limit=room_for_connections(settings.threads),
             cleanup_interval=1,  # seconds
             asyncore_use_poll=True,  # select() ends at 1,024 connections
         )
@@ -2086,13 +2112,23 @@ class Server(waitress.server.TcpWSGIServer):
 
     def maintenance(self, now: float) -> None:
         super().maintenance(now)
-        for channel in self.active_channels.values():
+        for channel in list(self.active_channels.values()):
             if channel.request is not None and time.monotonic() - channel.began > REQUEST_TIMEOUT:
                 channel.give_up()
+            takes_nothing = channel.total_outbufs_len and now - channel.last_activity > REQUEST_TIMEOUT
+            if channel.will_close or takes_nothing:
+                channel.handle_close()  # at once: waitress would wait until it can be written to
 
     def stop(self, *signal_and_frame: object) -> None:
-        """Drain, and end then; asked once more, end at once."""
-        self._ends = -math.inf if self.monitor.draining else time.monotonic() + self._drain_timeout
+        """Drain, and end then; asked once more, end at once.
+
+        One of many processes only drains: who tells all at once that they should end tells its parent too, which
+        tells it again, and which ends it by force.
+        """
+        if not self.monitor.draining:
+            self._ends = time.monotonic() + self._drain_timeout
+        elif self._alone:
+            os._exit(0)  # to tidy up would wait for what the threads are at
         self.monitor.draining = True
         self.pull_trigger()
 
@@ -2104,10 +2140,12 @@ class Server(waitress.server.TcpWSGIServer):
         cut_idle = min(self._ends, time.monotonic() + IDLE_GRACE)
         while self.active_channels and time.monotonic() < self._ends + QUERY_DEADLINE + 1:
             self._turn(0.05)
-            for channel in self.active_channels.values():
+            self.maintenance(time.time())
+            for channel in list(self.active_channels.values()):
                 expires = cut_idle if channel.is_idle() else self._ends
-                channel.will_close |= not channel.requests and time.monotonic() > expires
-        self.task_dispatcher.shutdown(timeout=1)
+                if not channel.requests and time.monotonic() > expires:
+                    channel.handle_close()
+        self.task_dispatcher.shutdown(timeout=max(1.0, self._ends + QUERY_DEADLINE + 1 - time.monotonic()))
 
     def _turn(self, timeout: float) -> None:
         self.asyncore.loop(timeout, use_poll=True, map=self._map, count=1)
@@ -2116,7 +2154,9 @@ class Server(waitress.server.TcpWSGIServer):
         """Take all connections that the kernel has accepted already, and listen no more."""
         waiting = select.poll()
         waiting.register(self.socket, select.POLLIN)
-        while waiting.poll(0):
+        before = -1
+        while waiting.poll(0) and len(self._map) > before:  # else there is no room for the next
+            before = len(self._map)
             self.handle_accept()
         self.asyncore.dispatcher.close(self)
 
@@ -2136,9 +2176,24 @@ def announce(settings: Settings, listener: socket.socket) -> None:
     print(f"{without_password(settings.database_url)} at {url}\ntry: curl {url}/products/7", flush=True)
 
 
+def access_log() -> Callable[[str], object]:
+    """What writes a line. That nobody reads it any more, or that the disk is full, is no reason to refuse a request."""
+    if not (sys.stderr and log.isEnabledFor(logging.INFO)):
+        return lambda line: None
+    file = sys.stderr.fileno()
+
+    def write(line: str) -> None:
+        try:  # noqa: SIM105
+            os.write(file, line.encode())
+        except OSError:
+            pass
+
+    return write
+
+
 def serve(settings: Settings, database: Database, listener: socket.socket, process: int = 1) -> None:
     """Serve in this process until SIGTERM or Ctrl-C."""
-    monitor = Monitor(sys.stderr.write if log.isEnabledFor(logging.INFO) else lambda line: None, process)
+    monitor = Monitor(access_log(), process)
     server = Server(create_app(settings, database, monitor), listener, settings, monitor)
     if settings.cache_sync == "notify":
         database.listen()
@@ -2153,7 +2208,8 @@ def serve(settings: Settings, database: Database, listener: socket.socket, proce
 
 # ---------------------------------------------------------------- processes
 
-SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+ENDINGS = {signal.SIGTERM, signal.SIGINT}
+SIGNALS = {*ENDINGS, signal.SIGCHLD}
 
 
 def supervise(settings: Settings, database: Database, listener: socket.socket) -> None:
@@ -2161,7 +2217,8 @@ def supervise(settings: Settings, database: Database, listener: socket.socket) -
 
     They share the listening socket. No thread and no connection is there to cross a fork.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it came ignored, no death would be told
+    signal.pthread_sigmask(signal.SIG_BLOCK, {n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN})
     pipe = os.pipe()
     running: dict[int, int] = {}  # process id: number
     missing = set(range(1, settings.processes + 1))
@@ -2172,7 +2229,8 @@ def supervise(settings: Settings, database: Database, listener: socket.socket) -
         missing = reap(running)
         if missing:
             log.error("process %s died, another one follows", ", ".join(map(str, missing)))
-            time.sleep(RESTART_PAUSE)
+            if signal.sigtimedwait(ENDINGS, RESTART_PAUSE):
+                break
     listener.close()
     end(running, settings.drain_timeout + QUERY_DEADLINE + 3)
 
@@ -2209,15 +2267,15 @@ def reap(running: dict[int, int]) -> set[int]:
 
 
 def end(running: dict[int, int], patience: float) -> None:
-    """Have processes end, by force after `patience` seconds."""
+    """Have processes end, by force after `patience` seconds or when asked once more."""
     expires = time.monotonic() + patience
-    order: int = signal.SIGTERM
+    order = signal.SIGTERM
     while running:
-        for pid in running if order != signal.SIGCHLD else ():
+        for pid in running:
             os.kill(pid, order)
         reported = signal.sigtimedwait(SIGNALS, max(0.0, expires - time.monotonic()))
-        order = signal.SIGKILL if reported is None else reported.si_signo
-        order = signal.SIGTERM if order == signal.SIGINT else order
+        if reported is None or reported.si_signo != signal.SIGCHLD:
+            order = signal.SIGKILL
         reap(running)
 
 
