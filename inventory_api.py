@@ -623,7 +623,7 @@ class PostgresDatabase(Database):
             self.counts["reconnects"] += 1
 
     def _hear(self, payload: str) -> None:
-        """Take a note of ids; of all there are, if there are too many, or if whoever sent it has not kept to our form."""
+        """Take a note of ids; of all there are, if they are too many, or if the payload is none of ours."""
         with self._hearing:
             if LISTED_IDS.fullmatch(payload) and len(self._heard) < MAX_HEARD:
                 self._heard.append(payload)
@@ -746,11 +746,12 @@ class TTLCache:
             if self._flights.get(key) is flight:  # else a fresh read overtook this one, and has a newer row
                 del self._flights[key]
                 self.counts["refused_fills"] += flight.generation != self._generation
-                if flight.generation == self._generation and not flight.result.exception():
-                    self._keep(key, flight.result.result(), flight.generation if volatile else None)
+                if not flight.result.exception():
+                    self._drop(key)  # what a fresh read found there is older, even if its own row may not be kept
+                    if flight.generation == self._generation:
+                        self._keep(key, flight.result.result(), flight.generation if volatile else None)
 
     def _keep(self, key: Hashable, representation: Representation | None, generation: int | None) -> None:
-        self._drop(key)
         size = ENTRY_OVERHEAD + len(str(key)) + sum(map(len, representation or ()))
         while self._entries and (len(self._entries) >= self._size or self._bytes + size > CACHE_BYTES):
             self._drop(next(iter(self._entries)))
