@@ -37,6 +37,8 @@ sys.path.insert(0, str(ROOT))
 
 from tests.conftest import new_database, new_server  # noqa: E402
 
+Execute = Callable[[str], list[Any]]  # SQL to rows
+
 PRODUCTS = 20
 PATHS = ("/products/{id}", f"/products?limit={PRODUCTS}", "/products?sort=-price", "/products/search?name=oak")
 READERS = 2  # of each process
@@ -174,8 +176,8 @@ def write_plain_sql(judge: Judge, url: str, turn: Callable[[], int | None]) -> N
 
 
 @contextlib.contextmanager
-def connect(url: str) -> Iterator[Callable[[str], list[Any]]]:
-    """Another program's connection: a function that executes SQL and returns rows."""
+def connect(url: str) -> Iterator[Execute]:
+    """The connection of another program."""
     if url.startswith("sqlite"):
         path = url.removeprefix("sqlite:///")
         with contextlib.closing(sqlite3.connect(path, 20, isolation_level=None, check_same_thread=False)) as lite:
@@ -215,14 +217,14 @@ def turns(count: int, seconds: float) -> Callable[[], int | None]:
 
 
 @contextlib.contextmanager
-def serving(url: str, processes: int) -> Iterator[str]:
-    """The real program on a free port: its base URL. It ends with SIGTERM."""
+def serving(url: str, processes: int) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The real program on a free port: its base URL, and its process, which is ended."""
     line = [sys.executable, str(ROOT / "inventory_api.py"), "--port", "0", "--processes", str(processes)]
     environ = {**os.environ, "DATABASE_URL": url, "RATE_LIMIT": "0", "LOG_LEVEL": "ERROR"}
     with subprocess.Popen(line, env=environ, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            yield process.stdout.readline().rsplit(" at ", 1)[1].strip()
+            yield process.stdout.readline().rsplit(" at ", 1)[1].strip(), process
         finally:
             process.terminate()
 
@@ -240,8 +242,8 @@ def run(scenario: Scenario, url: str, writes: int, seconds: float) -> Judge:
     """Let them all loose on an empty database, and look once more at everything when the writers are done."""
     judge, done, turn = Judge(), threading.Event(), turns(writes, seconds)
     with contextlib.ExitStack() as stack:
-        a = stack.enter_context(serving(url, scenario.processes))
-        b = a if scenario.processes > 1 else stack.enter_context(serving(url, 1))
+        a, _ = stack.enter_context(serving(url, scenario.processes))
+        b, _ = (a, None) if scenario.processes > 1 else stack.enter_context(serving(url, 1))
         with connect(url) as execute:
             for id in range(1, PRODUCTS + 1):
                 execute(f"INSERT INTO products (name, price_cents, stock_level) VALUES ('Oak {id}', {id}, 1)")
