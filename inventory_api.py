@@ -425,7 +425,7 @@ class Database:
 
 
 CHANGES_SINCE = """
-SELECT n, product_id
+SELECT n, mark, product_id
 FROM product_changes
 WHERE n >= ?
 ORDER BY n
@@ -490,23 +490,28 @@ class SQLiteDatabase(Database):
 
     def has_news(self) -> bool:
         """Whether another connection committed: another program's, another process', another thread's."""
-        try:
-            ((version,),) = self._connection().execute("PRAGMA data_version").fetchall()
-        except self.driver_errors:
-            self._discard()
-            return False  # what cannot be read cannot be written either
+        version = self._data_version() or self._data_version()  # the connection may be at fault, not the file
         known, self._local.version = getattr(self._local, "version", None), version
-        return bool(version != known)
+        return version != known  # what cannot be read by a new connection either is away, and serves as it was
+
+    def _data_version(self) -> Row | None:
+        """A number that differs from the last if another connection committed since; None: it cannot be read."""
+        self._local.expires = self._timer() + self.deadline  # that of this thread's last statement may be long past
+        try:
+            return tuple(self._connection().execute("PRAGMA data_version").fetchall())
+        except sqlite3.Error:
+            self._discard()
+            return None
 
     def news(self) -> Iterable[int] | None:
         try:
             rows = self._connection().execute(CHANGES_SINCE, (self._last_change or (0,))[:1]).fetchall()
-        except self.driver_errors:
+        except sqlite3.Error:
             self._discard()
             return None
-        known = rows and rows[0] == self._last_change  # else so many followed that it is no longer there
+        known = rows and rows[0] == self._last_change  # else many followed, or the file is not what it was
         self._last_change = rows[-1] if rows else None
-        return [product_id for _, product_id in rows[1:]] if known else None
+        return [product_id for _, _, product_id in rows[1:]] if known else None
 
 
 class BoundedConnection(psycopg.Connection[Row]):
@@ -518,6 +523,8 @@ class BoundedConnection(psycopg.Connection[Row]):
         left = self.time_left()
         return super().wait(gen, interval, None if left == math.inf else left)
 
+
+LISTED_IDS = re.compile(r"[0-9]{1,19}(?:,[0-9]{1,19})*")
 
 LISTENER_OPTIONS: dict[str, Any] = {
     "autocommit": True,
@@ -633,8 +640,9 @@ class PostgresDatabase(Database):
             self.counts["reconnects"] += 1
 
     def _hear(self, payload: str) -> None:
+        """Take a note of ids; of all there are, if they are too many, or if the payload is none of ours."""
         with self._hearing:
-            if payload and len(self._heard) < MAX_HEARD:
+            if LISTED_IDS.fullmatch(payload) and len(self._heard) < MAX_HEARD:
                 self._heard.append(payload)
             else:
                 self._heard = [""]
@@ -755,11 +763,12 @@ class TTLCache:
             if self._flights.get(key) is flight:  # else a fresh read overtook this one, and has a newer row
                 del self._flights[key]
                 self.counts["refused_fills"] += flight.generation != self._generation
-                if flight.generation == self._generation and not flight.result.exception():
-                    self._keep(key, flight.result.result(), flight.generation if volatile else None)
+                if not flight.result.exception():
+                    self._drop(key)  # what a fresh read found there is older, even if its own row may not be kept
+                    if flight.generation == self._generation:
+                        self._keep(key, flight.result.result(), flight.generation if volatile else None)
 
     def _keep(self, key: Hashable, representation: Representation | None, generation: int | None) -> None:
-        self._drop(key)
         size = ENTRY_OVERHEAD + len(str(key)) + sum(map(len, representation or ()))
         while self._entries and (len(self._entries) >= self._size or self._bytes + size > CACHE_BYTES):
             self._drop(next(iter(self._entries)))
