@@ -65,6 +65,7 @@ from psycopg.types.string import TextLoader
 VERSION = "1.0.0"
 SCHEMA_FILE = Path(__file__).with_name("db.sql")
 PAGE_FILE = Path(__file__).with_name("explorer.html")
+OPENAPI_FILE = Path(__file__).with_name("openapi.json")
 SAMPLE_PRODUCTS = 1000
 
 MAX_ID = 2**63 - 1
@@ -1794,6 +1795,10 @@ class Conversation:
         self._monitor.record(req.method, req.path, resp.status_code, seconds, request_id, client, route)
 
 
+def methods(resource: object) -> list[str]:
+    return [*(name[3:].upper() for name in dir(resource) if name.startswith("on_")), "OPTIONS"]
+
+
 class Gate:
     """Who may come in: first the rate limit, then, for writes, the API key. What has no cost is always open."""
 
@@ -1804,8 +1809,10 @@ class Gate:
 
     def process_resource(self, req: falcon.Request, resp: falcon.Response, resource: Any, params: object) -> None:
         if req.method not in falcon.COMBINED_METHODS:  # Falcon would say 400
-            methods = [name[3:].upper() for name in dir(resource) if name.startswith("on_")]
-            raise falcon.HTTPMethodNotAllowed([*methods, "OPTIONS"])
+            raise falcon.HTTPMethodNotAllowed(methods(resource))
+        if req.method == "OPTIONS":  # Falcon would leave it out of those that it lists
+            resp.set_header("Allow", ", ".join(methods(resource)))
+            resp.complete = True
         cost = resource.costs.get(req.method, 0)
         if cost and self._limiter:
             self._charge(self._limiter, cost, req, resp)
@@ -1930,6 +1937,7 @@ INDEX = {
         "health": "/healthz",
         "readiness": "/readyz",
         "metrics": "/metrics",
+        "description": "/openapi.json",
     },
 }
 
@@ -2008,6 +2016,8 @@ def create_app(
     app.add_route("/products/{id}", ProductResource(inventory))
     app.add_route("/healthz", DocumentResource(lambda: json.dumps({"status": "up"}), "no-store"))
     app.add_route("/readyz", DocumentResource(ready, "no-store"))
+    description = OPENAPI_FILE.read_text("utf-8")
+    app.add_route("/openapi.json", DocumentResource(lambda: description, CACHED))
     app.add_route("/metrics", DocumentResource(monitor.text, "no-store", "text/plain; version=0.0.4; charset=utf-8"))
     app.add_error_handler(Exception, tell_bug)
     app.add_error_handler(falcon.HTTPError, tell_falcon_error)

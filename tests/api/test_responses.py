@@ -195,7 +195,7 @@ def test_the_index_leads_to_every_route(desks: Service) -> None:
     assert document["name"]
     assert document["version"]
     assert {link.partition("{?")[0] for link in document["links"].values()} == {
-        "/products", "/products/search", "/products/{id}", "/healthz", "/readyz", "/metrics",
+        "/products", "/products/search", "/products/{id}", "/healthz", "/readyz", "/metrics", "/openapi.json",
     }  # fmt: skip
 
 
