@@ -36,6 +36,7 @@ import math
 import os
 import random
 import re
+import resource
 import select
 import signal
 import socket
@@ -64,8 +65,8 @@ from psycopg.types.string import TextLoader
 
 VERSION = "1.0.0"
 SCHEMA_FILE = Path(__file__).with_name("db.sql")
-OPENAPI_FILE = Path(__file__).with_name("openapi.json")
 PAGE_FILE = Path(__file__).with_name("explorer.html")
+OPENAPI_FILE = Path(__file__).with_name("openapi.json")
 SAMPLE_PRODUCTS = 1000
 
 MAX_ID = 2**63 - 1
@@ -84,7 +85,7 @@ QUERY_DEADLINE = 4.0  # seconds, for all statements of one request
 LOCK_TIMEOUT = 4.0  # seconds, for SQLite's one write lock
 CONNECT_TIMEOUT = 2  # seconds
 IDLE_GRACE = 3.0  # seconds that an idle connection may still bring a request while the server drains
-REQUEST_TIMEOUT = 30.0  # seconds for a request to arrive
+REQUEST_TIMEOUT = 30.0  # seconds for a request to arrive, and for a client to take anything of its answer
 QUEUE_TIMEOUT = 3.0  # seconds for it to wait for a thread
 RESTART_PAUSE = 0.5  # seconds before a process takes the place of one that died
 RETRY_AFTER = 1  # seconds a client is told to wait while the database is away
@@ -426,7 +427,7 @@ class Database:
 
 
 CHANGES_SINCE = """
-SELECT n, product_id
+SELECT n, mark, product_id
 FROM product_changes
 WHERE n >= ?
 ORDER BY n
@@ -491,23 +492,28 @@ class SQLiteDatabase(Database):
 
     def has_news(self) -> bool:
         """Whether another connection committed: another program's, another process', another thread's."""
-        try:
-            ((version,),) = self._connection().execute("PRAGMA data_version").fetchall()
-        except self.driver_errors:
-            self._discard()
-            return False  # what cannot be read cannot be written either
+        version = self._data_version() or self._data_version()  # the connection may be at fault, not the file
         known, self._local.version = getattr(self._local, "version", None), version
-        return bool(version != known)
+        return version != known  # what cannot be read by a new connection either is away, and serves as it was
+
+    def _data_version(self) -> Row | None:
+        """A number that differs from the last if another connection committed since; None: it cannot be read."""
+        self._local.expires = self._timer() + self.deadline  # that of this thread's last statement may be long past
+        try:
+            return tuple(self._connection().execute("PRAGMA data_version").fetchall())
+        except sqlite3.Error:
+            self._discard()
+            return None
 
     def news(self) -> Iterable[int] | None:
         try:
             rows = self._connection().execute(CHANGES_SINCE, (self._last_change or (0,))[:1]).fetchall()
-        except self.driver_errors:
+        except sqlite3.Error:
             self._discard()
             return None
-        known = rows and rows[0] == self._last_change  # else so many followed that it is no longer there
+        known = rows and rows[0] == self._last_change  # else many followed, or the file is not what it was
         self._last_change = rows[-1] if rows else None
-        return [product_id for _, product_id in rows[1:]] if known else None
+        return [product_id for _, _, product_id in rows[1:]] if known else None
 
 
 class BoundedConnection(psycopg.Connection[Row]):
@@ -519,6 +525,8 @@ class BoundedConnection(psycopg.Connection[Row]):
         left = self.time_left()
         return super().wait(gen, interval, None if left == math.inf else left)
 
+
+LISTED_IDS = re.compile(r"[0-9]{1,19}(?:,[0-9]{1,19})*")
 
 LISTENER_OPTIONS: dict[str, Any] = {
     "autocommit": True,
@@ -634,8 +642,9 @@ class PostgresDatabase(Database):
             self.counts["reconnects"] += 1
 
     def _hear(self, payload: str) -> None:
+        """Take a note of ids; of all there are, if they are too many, or if the payload is none of ours."""
         with self._hearing:
-            if payload and len(self._heard) < MAX_HEARD:
+            if LISTED_IDS.fullmatch(payload) and len(self._heard) < MAX_HEARD:
                 self._heard.append(payload)
             else:
                 self._heard = [""]
@@ -756,11 +765,12 @@ class TTLCache:
             if self._flights.get(key) is flight:  # else a fresh read overtook this one, and has a newer row
                 del self._flights[key]
                 self.counts["refused_fills"] += flight.generation != self._generation
-                if flight.generation == self._generation and not flight.result.exception():
-                    self._keep(key, flight.result.result(), flight.generation if volatile else None)
+                if not flight.result.exception():
+                    self._drop(key)  # what a fresh read found there is older, even if its own row may not be kept
+                    if flight.generation == self._generation:
+                        self._keep(key, flight.result.result(), flight.generation if volatile else None)
 
     def _keep(self, key: Hashable, representation: Representation | None, generation: int | None) -> None:
-        self._drop(key)
         size = ENTRY_OVERHEAD + len(str(key)) + sum(map(len, representation or ()))
         while self._entries and (len(self._entries) >= self._size or self._bytes + size > CACHE_BYTES):
             self._drop(next(iter(self._entries)))
@@ -1519,6 +1529,9 @@ def make_schema(database: Database, with_samples: bool) -> None:
 
     database.write(work)
     database.close()  # whoever connects from here on sees that the database is ours
+    with contextlib.suppress(DatabaseUnavailable):  # to set the journal mode takes a moment without others' locks
+        database.read(lambda execute: execute("SELECT 1"))
+    database.close()
 
 
 def merge(database: Database, execute: Execute, rows: Iterable[Row]) -> int:
@@ -1973,7 +1986,9 @@ class FrontResource:
 
 # ---------------------------------------------------------------- app
 
-App = falcon.App[falcon.Request, falcon.Response]
+
+class App(falcon.App[falcon.Request, falcon.Response]):
+    _META_METHODS: ClassVar = frozenset()  # what Falcon would refuse before any middleware: WEBSOCKET
 
 
 def create_app(
@@ -1995,7 +2010,7 @@ def create_app(
         inventory.check()
         return json.dumps({"status": "ready"})
 
-    app: App = falcon.App(middleware=[Conversation(monitor, settings.trusted_proxy), Gate(settings, timer)])
+    app = App(middleware=[Conversation(monitor, settings.trusted_proxy), Gate(settings, timer)])
     index = DocumentResource(lambda: json.dumps(INDEX), CACHED)
     app.add_route("/", FrontResource(index, PAGE_FILE.read_text("utf-8")))
     app.add_route("/products", PageResource(inventory, "/products", COST_PAGE))
@@ -2048,6 +2063,7 @@ class Refusal(waitress.task.ErrorTask):
             self.response_headers.append(("Retry-After", str(RETRY_AFTER)))
         else:
             channel.refused = True
+        if channel.refused or channel.is_last():
             self.set_close_on_finish()
         self.write(b"" if method == "HEAD" else body)
         monitor.record(method, path or "-", status, 0.0, request_id, channel.addr[0])
@@ -2114,7 +2130,8 @@ class Channel(waitress.channel.HTTPChannel):
         return bool(result)
 
     def service(self) -> None:
-        if time.monotonic() - self.queued > QUEUE_TIMEOUT:
+        late = time.monotonic() - self.queued > QUEUE_TIMEOUT
+        if late and not self.requests[0].error:  # that closes the connection: who knows where the next one begins
             self.requests[0].error = Shed("the server has more to do than it can; try again in a moment")
         super().service()
 
@@ -2129,14 +2146,22 @@ class Channel(waitress.channel.HTTPChannel):
 
     def is_last(self) -> bool:
         """Whether the request being answered is the last: the server drains, and no other has begun to arrive."""
-        return self.server.monitor.draining and len(self.requests) == 1 and self.request is None
+        return self.server.monitor.draining and len(self.requests) == 1 and not (self.request or self.has_unread())
 
     def is_idle(self) -> bool:
-        return not (self.requests or self.request or self.total_outbufs_len or self.unread_left)
+        return not (self.requests or self.request or self.total_outbufs_len or self.unread_left or self.has_unread())
+
+    def has_unread(self) -> bool:
+        """Whether more came than was read: while a request is answered, nothing is."""
+        try:
+            return bool(self.socket.recv(1, socket.MSG_PEEK))
+        except (OSError, AttributeError):  # nothing yet; or the client is gone, and the socket with it
+            return False
 
     def handle_close(self) -> None:
         if self.refused and self.connected and self.socket:
             self.refused, self.will_close, self.close_when_flushed = False, False, False
+            self.request = None  # what follows is thrown away, and cannot come too late
             with contextlib.suppress(OSError):  # it may have gone meanwhile
                 self.socket.shutdown(socket.SHUT_WR)
                 self.unread_left = MAX_UNREAD
@@ -2155,18 +2180,48 @@ class Channel(waitress.channel.HTTPChannel):
                 self.handle_close()
 
 
+def room_for_connections(threads: int) -> int:
+    """How many may be open. Raises the limit of open files as far as they need it, and as it may be raised."""
+    others = 50 + 5 * threads  # files that are no connection of a client
+    soft, hard = (math.inf if n == resource.RLIM_INFINITY else n for n in resource.getrlimit(resource.RLIMIT_NOFILE))
+    files = min(MAX_CONNECTIONS + others, hard)
+    if soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (int(files), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    return max(10, int(files) - others)
+
+
+class AccessLog:
+    """Lines for stderr, appended by all threads and written by one: a write for each would cost more than an answer."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self.append = self._lines.append if sys.stderr and log.isEnabledFor(logging.INFO) else lambda line: None
+
+    def flush(self) -> None:
+        if lines := self._lines[:]:
+            del self._lines[: len(lines)]  # threads go on appending
+            with contextlib.suppress(OSError):  # that nobody reads them is no reason to refuse requests
+                os.write(sys.stderr.fileno(), "".join(lines).encode())
+
+
 class Server(waitress.server.TcpWSGIServer):
     """Waitress, which also gives up on what takes too long, and drains before it ends."""
 
     channel_class = Channel
 
-    def __init__(self, settings: Settings, database: Database, listener: socket.socket, process: int) -> None:
-        self._lines: list[str] = []  # of the access log
-        self._ends = math.inf
+    def __init__(
+        self,
+        app: App,
+        listener: socket.socket,
+        settings: Settings,
+        monitor: Monitor,
+        access_log: AccessLog | None = None,
+    ) -> None:
+        self.monitor, self._access_log = monitor, access_log or AccessLog()
+        self._ends, self._alone = math.inf, settings.processes == 1
         self._drain_timeout = settings.drain_timeout
-        self.monitor = Monitor(self._lines.append if log.isEnabledFor(logging.INFO) else lambda line: None, process)
         super().__init__(
-            create_app(settings, database, self.monitor),
+            app,
             _sock=listener,
             sockinfo=(listener.family, listener.type, listener.proto, listener.getsockname()),
             bind_socket=False,
@@ -2174,14 +2229,13 @@ class Server(waitress.server.TcpWSGIServer):
             ident=None,
             clear_untrusted_proxy_headers=False,  # the app reads none but what it was told to believe
             max_request_body_size=MAX_WAITRESS_BODY,
-            connection_limit=MAX_CONNECTIONS,
+            connection_limit=room_for_connections(settings.threads),
             cleanup_interval=1,  # seconds
-            send_bytes=1,  # at once, from the thread that has the answer
             asyncore_use_poll=True,  # select() ends at 1,024 connections
         )
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a line for every request that waits is no help
         dispatcher = self.task_dispatcher
-        self.monitor.watch(lambda: {"queue_depth": len(dispatcher.queue), "in_flight": dispatcher.active_count})
+        monitor.watch(lambda: {"queue_depth": len(dispatcher.queue), "in_flight": dispatcher.active_count})
 
     def add_task(self, channel: Channel) -> None:
         channel.queued = time.monotonic()
@@ -2189,13 +2243,23 @@ class Server(waitress.server.TcpWSGIServer):
 
     def maintenance(self, now: float) -> None:
         super().maintenance(now)
-        for channel in self.active_channels.values():
+        for channel in list(self.active_channels.values()):
             if channel.request is not None and time.monotonic() - channel.began > REQUEST_TIMEOUT:
                 channel.give_up()
+            takes_nothing = channel.total_outbufs_len and now - channel.last_activity > REQUEST_TIMEOUT
+            if channel.will_close or takes_nothing:
+                channel.handle_close()  # at once: waitress would wait until it can be written to
 
     def stop(self, *signal_and_frame: object) -> None:
-        """Drain, and end then; asked once more, end at once."""
-        self._ends = -math.inf if self.monitor.draining else time.monotonic() + self._drain_timeout
+        """Drain, and end then; asked once more, end at once.
+
+        One of many processes only drains: who tells all at once that they should end tells its parent too, which
+        tells it again, and which ends it by force.
+        """
+        if not self.monitor.draining:
+            self._ends = time.monotonic() + self._drain_timeout
+        elif self._alone:
+            os._exit(0)  # to tidy up would wait for what the threads are at
         self.monitor.draining = True
         self.pull_trigger()
 
@@ -2207,24 +2271,25 @@ class Server(waitress.server.TcpWSGIServer):
         cut_idle = min(self._ends, time.monotonic() + IDLE_GRACE)
         while self.active_channels and time.monotonic() < self._ends + QUERY_DEADLINE + 1:
             self._turn(0.05)
-            for channel in self.active_channels.values():
+            self.maintenance(time.time())
+            for channel in list(self.active_channels.values()):
                 expires = cut_idle if channel.is_idle() else self._ends
-                channel.will_close |= not channel.requests and time.monotonic() > expires
-        self.task_dispatcher.shutdown(timeout=1)
+                if not channel.requests and time.monotonic() > expires:
+                    channel.handle_close()
+        self.task_dispatcher.shutdown(timeout=max(1.0, self._ends + QUERY_DEADLINE + 1 - time.monotonic()))
 
     def _turn(self, timeout: float) -> None:
-        """Wait for sockets and serve them. Every answer ends such a wait, and its line is written with it."""
+        """Wait for sockets and serve them. Every answer ends such a wait, so its line is written with it."""
         self.asyncore.loop(timeout, use_poll=True, map=self._map, count=1)
-        if self._lines:
-            lines = self._lines[:]
-            del self._lines[: len(lines)]  # threads go on appending
-            sys.stderr.write("".join(lines))
+        self._access_log.flush()
 
     def _accept_the_rest(self) -> None:
         """Take all connections that the kernel has accepted already, and listen no more."""
         waiting = select.poll()
         waiting.register(self.socket, select.POLLIN)
-        while waiting.poll(0):
+        before = -1
+        while waiting.poll(0) and len(self._map) > before:  # else there is no room for the next
+            before = len(self._map)
             self.handle_accept()
         self.asyncore.dispatcher.close(self)
 
@@ -2246,7 +2311,9 @@ def announce(settings: Settings, listener: socket.socket) -> None:
 
 def serve(settings: Settings, database: Database, listener: socket.socket, process: int = 1) -> None:
     """Serve in this process until SIGTERM or Ctrl-C."""
-    server = Server(settings, database, listener, process)
+    access_log = AccessLog()
+    monitor = Monitor(access_log.append, process)
+    server = Server(create_app(settings, database, monitor), listener, settings, monitor, access_log)
     if settings.cache_sync == "notify":
         database.listen()
     signal.signal(signal.SIGTERM, server.stop)
@@ -2260,7 +2327,8 @@ def serve(settings: Settings, database: Database, listener: socket.socket, proce
 
 # ---------------------------------------------------------------- processes
 
-SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+ENDINGS = {signal.SIGTERM, signal.SIGINT}
+SIGNALS = {*ENDINGS, signal.SIGCHLD}
 
 
 def supervise(settings: Settings, database: Database, listener: socket.socket) -> None:
@@ -2268,7 +2336,8 @@ def supervise(settings: Settings, database: Database, listener: socket.socket) -
 
     They share the listening socket. No thread and no connection is there to cross a fork.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it came ignored, no death would be told
+    signal.pthread_sigmask(signal.SIG_BLOCK, {n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN})
     pipe = os.pipe()
     running: dict[int, int] = {}  # process id: number
     missing = set(range(1, settings.processes + 1))
@@ -2279,7 +2348,8 @@ def supervise(settings: Settings, database: Database, listener: socket.socket) -
         missing = reap(running)
         if missing:
             log.error("process %s died, another one follows", ", ".join(map(str, missing)))
-            time.sleep(RESTART_PAUSE)
+            if signal.sigtimedwait(ENDINGS, RESTART_PAUSE):
+                break
     listener.close()
     end(running, settings.drain_timeout + QUERY_DEADLINE + 3)
 
@@ -2316,15 +2386,15 @@ def reap(running: dict[int, int]) -> set[int]:
 
 
 def end(running: dict[int, int], patience: float) -> None:
-    """Have processes end, by force after `patience` seconds."""
+    """Have processes end, by force after `patience` seconds or when asked once more."""
     expires = time.monotonic() + patience
-    order: int = signal.SIGTERM
+    order = signal.SIGTERM
     while running:
-        for pid in running if order != signal.SIGCHLD else ():
+        for pid in running:
             os.kill(pid, order)
         reported = signal.sigtimedwait(SIGNALS, max(0.0, expires - time.monotonic()))
-        order = signal.SIGKILL if reported is None else reported.si_signo
-        order = signal.SIGTERM if order == signal.SIGINT else order
+        if reported is None or reported.si_signo != signal.SIGCHLD:
+            order = signal.SIGKILL
         reap(running)
 
 
