@@ -120,11 +120,11 @@ def orm_path(kind: str, value: Any, depths: Depths) -> str:
 
 
 def datasette_path(kind: str, value: Any, depths: Depths) -> str:
-    table = "/products/products"
-    if kind == "page":
-        following = f"&_next={depths.datasette(value)}" if value else ""
-        return f"{table}.json?_size={LIMIT}&_sort=price_cents{following}"
-    return f"{table}.json?_size={LIMIT}&name__contains={quote(value)}" if kind == "search" else f"{table}/{value}.json"
+    if kind not in ("page", "search"):
+        return f"/products/products/{value}.json"
+    asked = f"name__contains={quote(value)}" if kind == "search" else "_sort=price_cents"
+    following = f"&_next={depths.datasette(value)}" if kind == "page" and value else ""
+    return f"/products/products.json?_nocount=1&_size={LIMIT}&{asked}{following}"
 
 
 # ---------------------------------------------------------------- who is asked
@@ -169,7 +169,8 @@ def subjects(options: argparse.Namespace, python: str, place: Place) -> Iterator
         yield Subject("Flask, SQLAlchemy, waitress", waitress, {"PYTHONPATH": str(PEERS)}, orm_path), YARDSTICK
         if place.url.startswith("sqlite"):
             file = place.url.removeprefix("sqlite:///")
-            datasette = [python, "-m", "datasette", "serve", *serving, "--setting", "sql_time_limit_ms", "30000", file]
+            lenient = ["--setting", "sql_time_limit_ms", "30000", "--setting", "suggest_facets", "off"]
+            datasette = [python, "-m", "datasette", "serve", *serving, *lenient, file]
             yield Subject("Datasette", datasette, path=datasette_path), YARDSTICK
 
 
@@ -226,12 +227,13 @@ class Refused(Exception):
 
 
 @contextmanager
-def running(subject: Subject, place: Place, log: Path) -> Iterator[Running]:
-    """The server on a free port of its own; it is gone at the end, whatever happens."""
+def running(subject: Subject, place: Place, folder: Path) -> Iterator[Running]:
+    """The server on a free port of its own, its log in the folder; it is gone at the end, whatever happens."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environ = {**os.environ, "DATABASE_URL": place.url, "RATE_LIMIT": "0", **subject.environ}
     command = [word.replace("{port}", str(port)) for word in subject.command]
+    log = folder / f"{port}.log"
     with log.open("w") as output:
         process = subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
@@ -390,7 +392,7 @@ class Bench:
         return measured.rate / statistics.mean((before.rate, after.rate)), measured
 
     def _running(self, subject: Subject) -> contextlib.AbstractContextManager[Running]:
-        return running(subject, self._place, self._folder / f"{subject.name.split(',')[0].replace(' ', '-')}.log")
+        return running(subject, self._place, self._folder)
 
 
 def measure_engine(engine: str, bench: Bench, servers: Sequence[tuple[Subject, Subject]], rows: Sequence[str]) -> None:
