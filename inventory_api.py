@@ -614,7 +614,7 @@ class PostgresDatabase(Database):
                     while not self._closed.is_set():
                         for notice in connection.notifies(timeout=LISTENER_PAUSE):
                             self._hear(notice.payload)
-            except psycopg.Error as error:
+            except (psycopg.Error, UnicodeError) as error:  # a payload may be in any encoding
                 self.counts["errors"] += 1
                 log.warning("listener: %s", one_line(error))
             self.listening = False

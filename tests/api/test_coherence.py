@@ -21,7 +21,7 @@ import inventory_api
 from bench.coherence import SCENARIOS, Scenario, broken, report, run
 from inventory_api import MAX_HEARD, DatabaseUnavailable, Representation, SQLiteDatabase, TTLCache, open_database
 from tests.api.conftest import FakeClock, Service, running
-from tests.conftest import new_database
+from tests.conftest import new_database, new_server
 
 only_sqlite = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 only_postgres = pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
@@ -458,6 +458,40 @@ def test_news_that_nobody_reads_do_not_pile_up(follower: Service, truth: Service
     follower.execute(CHANGES["an update"])
     assert_seen(follower, truth)
     assert len(getattr(follower.database, "_heard")) <= MAX_HEARD  # noqa: B009
+
+
+@only_postgres
+def test_a_notification_that_cannot_be_decoded_does_not_end_the_listener(desks: Service) -> None:
+    with contextlib.closing(open_database(f"{desks.url}&client_encoding=SQL_ASCII")) as database:
+        service = Service(desks.url, database, FakeClock())
+        database.listen()
+        eventually(lambda: bool(database.listening))
+        service.get("/products/1")
+        desks.execute("NOTIFY inventory_products, '١'")
+        desks.execute(CHANGES["an update"])
+        eventually(lambda: bool(service.get("/products/1").json["version"] == 2))
+        desks.execute(CHANGES["an update"])
+        eventually(lambda: bool(service.get("/products/1").json["version"] == 3))
+
+
+@pytest.mark.slow
+def test_a_server_that_crashed_and_came_back_is_listened_to_again() -> None:
+    with new_server() as server, contextlib.closing(open_database(server.url)) as database:
+        inventory_api.make_schema(database, with_samples=True)
+        service = Service(server.url, database, FakeClock())
+        database.listen()
+        eventually(lambda: bool(database.listening))
+        service.get("/products/1")
+        assert service.get("/products/1").headers["X-Cache"] == "HIT"
+        server.crash()
+        eventually(lambda: not database.listening)
+        assert service.get("/products/1").headers["X-Cache"] == "HIT"
+        assert service.get("/products/2").status_code == 503
+        server.start()
+        service.execute(CHANGES["an update"])
+        eventually(lambda: bool(service.get("/products/1").json["version"] == 2), seconds=20)
+        service.execute(CHANGES["an update"])
+        eventually(lambda: bool(service.get("/products/1").json["version"] == 3))
 
 
 @pytest.fixture
