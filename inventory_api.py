@@ -470,7 +470,10 @@ class SQLiteDatabase(Database):
         connection.set_progress_handler(lambda: self._time_left() < 0, 20_000)  # steps of SQLite's virtual machine
         try:
             if connection.execute("SELECT name FROM sqlite_master WHERE name = 'product_changes'").fetchall():
-                connection.execute("PRAGMA journal_mode = WAL")  # the file keeps it, so it must be ours
+                with contextlib.suppress(
+                    sqlite3.OperationalError
+                ):  # it does not wait for a lock; another one will do it
+                    connection.execute("PRAGMA journal_mode = WAL")  # the file keeps it, so it must be ours
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA cache_size = -16384")  # KiB
         except sqlite3.Error:
@@ -491,14 +494,21 @@ class SQLiteDatabase(Database):
         self._connection().executemany("INSERT INTO staged VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def has_news(self) -> bool:
-        """Whether another connection committed: another program's, another process', another thread's."""
+        """Whether another connection committed: another program's, another process', another thread's.
+
+        False as well while the file is away. Raises DatabaseUnavailable if it is there, and only we cannot look at it.
+        """
+        self._local.expires = self._timer() + self.deadline  # that of this thread's last statement may be long past
         version = self._data_version() or self._data_version()  # the connection may be at fault, not the file
+        if version is None and os.path.exists(self._path):
+            raise DatabaseUnavailable("the database cannot serve this now; try again in a moment")
         known, self._local.version = getattr(self._local, "version", None), version
-        return version != known  # what cannot be read by a new connection either is away, and serves as it was
+        return version != known
 
     def _data_version(self) -> Row | None:
         """A number that differs from the last if another connection committed since; None: it cannot be read."""
-        self._local.expires = self._timer() + self.deadline  # that of this thread's last statement may be long past
+        if self._time_left() <= 0:
+            return None
         try:
             return tuple(self._connection().execute("PRAGMA data_version").fetchall())
         except sqlite3.Error:
@@ -633,7 +643,7 @@ class PostgresDatabase(Database):
                     while not self._closed.is_set():
                         for notice in connection.notifies(timeout=LISTENER_PAUSE):
                             self._hear(notice.payload)
-            except psycopg.Error as error:
+            except (psycopg.Error, UnicodeError) as error:  # a payload may be in any encoding
                 self.counts["errors"] += 1
                 log.warning("listener: %s", one_line(error))
             self.listening = False
@@ -1531,7 +1541,7 @@ def make_schema(database: Database, with_samples: bool) -> None:
     database.close()  # whoever connects from here on sees that the database is ours
     with contextlib.suppress(DatabaseUnavailable):  # to set the journal mode takes a moment without others' locks
         database.read(lambda execute: execute("SELECT 1"))
-    database.close()
+    database.close()  # no connection is to cross a fork
 
 
 def merge(database: Database, execute: Execute, rows: Iterable[Row]) -> int:

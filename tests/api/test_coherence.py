@@ -21,7 +21,7 @@ import inventory_api
 from bench.coherence import SCENARIOS, Scenario, broken, report, run
 from inventory_api import MAX_HEARD, DatabaseUnavailable, Representation, SQLiteDatabase, TTLCache, open_database
 from tests.api.conftest import FakeClock, Service, running
-from tests.conftest import new_database
+from tests.conftest import new_database, new_server
 
 only_sqlite = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 only_postgres = pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
@@ -412,6 +412,46 @@ def test_a_look_that_fails_is_made_again(follower: Service, truth: Service, monk
     assert_seen(follower, truth)
 
 
+@only_sqlite
+def test_what_is_cached_is_not_served_by_who_alone_cannot_look_at_the_file(
+    follower: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of file descriptors, say. Others may write."""
+
+    def fail() -> None:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    warm(follower)
+    follower.execute(CHANGES["an update"])
+    follower.database.close()
+    monkeypatch.setattr(follower.database, "_connect", fail)
+    assert follower.get("/products/1").status_code == 503
+    assert follower.get("/healthz").status_code == 200
+    monkeypatch.undo()
+    assert follower.get("/products/1").json["version"] == 2
+
+
+@only_sqlite
+def test_a_new_database_is_in_wal_mode_before_anyone_is_served(empty_url: str) -> None:
+    with contextlib.closing(open_database(empty_url)) as database:
+        inventory_api.make_schema(database, with_samples=False)
+    with contextlib.closing(sqlite3.connect(empty_url.removeprefix("sqlite:///"))) as other:
+        assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+@only_sqlite
+def test_a_file_out_of_wal_mode_that_is_being_written_to_is_read_all_the_same(follower: Service) -> None:
+    follower.database.close()
+    path = follower.url.removeprefix("sqlite:///")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode = DELETE")
+        other.execute("BEGIN IMMEDIATE")
+        other.execute(CHANGES["an update"])
+        assert follower.get("/products/1").json["version"] == 1
+        other.execute("COMMIT")
+        assert follower.get("/products/1").json["version"] == 2
+
+
 # ---------------------------------------------------------------- listening to PostgreSQL
 
 
@@ -458,6 +498,40 @@ def test_news_that_nobody_reads_do_not_pile_up(follower: Service, truth: Service
     follower.execute(CHANGES["an update"])
     assert_seen(follower, truth)
     assert len(getattr(follower.database, "_heard")) <= MAX_HEARD  # noqa: B009
+
+
+@only_postgres
+def test_a_notification_that_cannot_be_decoded_does_not_end_the_listener(desks: Service) -> None:
+    with contextlib.closing(open_database(f"{desks.url}&client_encoding=SQL_ASCII")) as database:
+        service = Service(desks.url, database, FakeClock())
+        database.listen()
+        eventually(lambda: bool(database.listening))
+        service.get("/products/1")
+        desks.execute("NOTIFY inventory_products, '١'")
+        desks.execute(CHANGES["an update"])
+        eventually(lambda: bool(service.get("/products/1").json["version"] == 2))
+        desks.execute(CHANGES["an update"])
+        eventually(lambda: bool(service.get("/products/1").json["version"] == 3))
+
+
+@pytest.mark.slow
+def test_a_server_that_crashed_and_came_back_is_listened_to_again() -> None:
+    with new_server() as server, contextlib.closing(open_database(server.url)) as database:
+        inventory_api.make_schema(database, with_samples=True)
+        service = Service(server.url, database, FakeClock())
+        database.listen()
+        eventually(lambda: bool(database.listening))
+        service.get("/products/1")
+        assert service.get("/products/1").headers["X-Cache"] == "HIT"
+        server.crash()
+        eventually(lambda: not database.listening)
+        assert service.get("/products/1").headers["X-Cache"] == "HIT"
+        assert service.get("/products/2").status_code == 503
+        server.start()
+        service.execute(CHANGES["an update"])
+        eventually(lambda: bool(service.get("/products/1").json["version"] == 2), seconds=20)
+        service.execute(CHANGES["an update"])
+        eventually(lambda: bool(service.get("/products/1").json["version"] == 3))
 
 
 @pytest.fixture
