@@ -2154,7 +2154,7 @@ class Server(waitress.server.TcpWSGIServer):
                 expires = cut_idle if channel.is_idle() else self._ends
                 if not channel.requests and time.monotonic() > expires:
                     channel.handle_close()
-        self.task_dispatcher.shutdown(timeout=max(1.0, self._ends + QUERY_DEADLINE + 1 - time.monotonic()))
+        self.task_dispatcher.shutdown(timeout=1)
 
     def _turn(self, timeout: float) -> None:
         self.asyncore.loop(timeout, use_poll=True, map=self._map, count=1)

@@ -297,6 +297,16 @@ def test_clients_that_ask_and_never_read_hold_no_thread_for_ever(
             assert other.get("/products/1").status == 200
 
 
+@one_engine
+def test_a_burst_of_connections_is_taken_in_few_turns(desks: Service) -> None:
+    with serving(desks, start=False) as server, contextlib.ExitStack() as stack:
+        for _ in range(400):
+            stack.enter_context(Wire(server))
+        for _ in range(100):
+            server._turn(0)
+        assert len(server.active_channels) == 400
+
+
 @pytest.mark.slow
 def test_two_thousand_idle_and_slow_connections_do_not_stop_others_whatever_the_soft_limit_of_files(
     tmp_path: Path,
