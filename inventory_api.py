@@ -2247,6 +2247,15 @@ class Server(waitress.server.TcpWSGIServer):
         dispatcher = self.task_dispatcher
         monitor.watch(lambda: {"queue_depth": len(dispatcher.queue), "in_flight": dispatcher.active_count})
 
+    def handle_accept(self) -> None:
+        """Accept the more at a time the more there are: each turn of the loop looks at all of them."""
+        known = len(self._map)
+        for _ in range(min(1 + known // 20, self.adj.connection_limit - known)):
+            super().handle_accept()
+            if len(self._map) == known:  # nobody waits, or another process was quicker
+                break
+            known = len(self._map)
+
     def add_task(self, channel: Channel) -> None:
         channel.queued = time.monotonic()
         super().add_task(channel)
@@ -2286,7 +2295,7 @@ class Server(waitress.server.TcpWSGIServer):
                 expires = cut_idle if channel.is_idle() else self._ends
                 if not channel.requests and time.monotonic() > expires:
                     channel.handle_close()
-        self.task_dispatcher.shutdown(timeout=max(1.0, self._ends + QUERY_DEADLINE + 1 - time.monotonic()))
+        self.task_dispatcher.shutdown(timeout=1)
 
     def _turn(self, timeout: float) -> None:
         """Wait for sockets and serve them. Every answer ends such a wait, so its line is written with it."""
@@ -2297,9 +2306,9 @@ class Server(waitress.server.TcpWSGIServer):
         """Take all connections that the kernel has accepted already, and listen no more."""
         waiting = select.poll()
         waiting.register(self.socket, select.POLLIN)
-        before = -1
-        while waiting.poll(0) and len(self._map) > before:  # else there is no room for the next
-            before = len(self._map)
+        for _ in range(self.adj.backlog + 1):  # what cannot be taken must not keep the server from its end
+            if not waiting.poll(0) or len(self._map) >= self.adj.connection_limit:
+                break
             self.handle_accept()
         self.asyncore.dispatcher.close(self)
 

@@ -296,11 +296,12 @@ class Stuck:
     """A database whose reads wait until they are let go."""
 
     def __init__(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.waiting, self._go = 0, threading.Event()
+        self.waiting, self._go = 0, threading.Event()  # how many began to wait; what they wait for
         read = service.database.read
 
         def wait(work: Any) -> Any:
-            self.waiting += 1
+            if not self._go.is_set():
+                self.waiting += 1
             assert self._go.wait(20)
             return read(work)
 
@@ -308,6 +309,9 @@ class Stuck:
 
     def let_go(self) -> None:
         self._go.set()
+
+    def hold(self) -> None:
+        self._go.clear()
 
 
 @pytest.fixture

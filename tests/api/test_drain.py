@@ -222,7 +222,8 @@ def test_the_change_of_a_client_that_has_gone_is_made_before_the_end(
 
     def slow(work: Any) -> Any:
         runs.set()
-        time.sleep(1.5)
+        until(lambda: server.monitor.draining)
+        time.sleep(0.5)
         return write(work)
 
     monkeypatch.setattr(desks.database, "write", slow)
@@ -230,7 +231,6 @@ def test_the_change_of_a_client_that_has_gone_is_made_before_the_end(
         with Wire(server) as wire:
             wire.send(HALF, "\r\n", '{"price": 1}')
             assert runs.wait(10)
-        until(lambda: not server.active_channels)
         server.stop()
         server.thread.join(10)
         assert desks.get("/products/1").json["version"] == 2
