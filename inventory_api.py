@@ -470,9 +470,7 @@ class SQLiteDatabase(Database):
         connection.set_progress_handler(lambda: self._time_left() < 0, 20_000)  # steps of SQLite's virtual machine
         try:
             if connection.execute("SELECT name FROM sqlite_master WHERE name = 'product_changes'").fetchall():
-                with contextlib.suppress(
-                    sqlite3.OperationalError
-                ):  # it does not wait for a lock; another one will do it
+                with contextlib.suppress(sqlite3.OperationalError):  # another connection, when nobody holds a lock
                     connection.execute("PRAGMA journal_mode = WAL")  # the file keeps it, so it must be ours
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA cache_size = -16384")  # KiB
@@ -494,26 +492,17 @@ class SQLiteDatabase(Database):
         self._connection().executemany("INSERT INTO staged VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def has_news(self) -> bool:
-        """Whether another connection committed: another program's, another process', another thread's.
-
-        False as well while the file is away. Raises DatabaseUnavailable if it is there, and only we cannot look at it.
-        """
+        """Whether another connection committed: another program's, another process', another thread's."""
         self._local.expires = self._timer() + self.deadline  # that of this thread's last statement may be long past
-        version = self._data_version() or self._data_version()  # the connection may be at fault, not the file
-        if version is None and os.path.exists(self._path):
-            raise DatabaseUnavailable("the database cannot serve this now; try again in a moment")
-        known, self._local.version = getattr(self._local, "version", None), version
-        return version != known
-
-    def _data_version(self) -> Row | None:
-        """A number that differs from the last if another connection committed since; None: it cannot be read."""
-        if self._time_left() <= 0:
-            return None
-        try:
-            return tuple(self._connection().execute("PRAGMA data_version").fetchall())
-        except sqlite3.Error:
-            self._discard()
-            return None
+        for _ in range(2):  # it may be the connection that is at fault
+            try:
+                version = self._connection().execute("PRAGMA data_version").fetchall()
+            except sqlite3.Error:
+                self._discard()
+            else:
+                known, self._local.version = getattr(self._local, "version", None), version
+                return bool(version != known)
+        return False  # the database is away: what is cached is served until its time is over
 
     def news(self) -> Iterable[int] | None:
         try:
@@ -550,7 +539,13 @@ LISTENER_OPTIONS: dict[str, Any] = {
 class PostgresDatabase(Database):
     dialect = "postgresql"
     begin = "BEGIN"
-    driver_errors = (psycopg.OperationalError, psycopg.InternalError, psycopg.InterfaceError, psycopg.ProgrammingError)
+    driver_errors = (
+        psycopg.OperationalError,
+        psycopg.InternalError,
+        psycopg.InterfaceError,
+        psycopg.errors.InsufficientPrivilege,
+        psycopg.errors.UndefinedTable,
+    )
     options: ClassVar = {
         "synchronous_commit": "on",
         "timezone": "UTC",

@@ -413,25 +413,6 @@ def test_a_look_that_fails_is_made_again(follower: Service, truth: Service, monk
 
 
 @only_sqlite
-def test_what_is_cached_is_not_served_by_who_alone_cannot_look_at_the_file(
-    follower: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Out of file descriptors, say. Others may write."""
-
-    def fail() -> None:
-        raise sqlite3.OperationalError("unable to open database file")
-
-    warm(follower)
-    follower.execute(CHANGES["an update"])
-    follower.database.close()
-    monkeypatch.setattr(follower.database, "_connect", fail)
-    assert follower.get("/products/1").status_code == 503
-    assert follower.get("/healthz").status_code == 200
-    monkeypatch.undo()
-    assert follower.get("/products/1").json["version"] == 2
-
-
-@only_sqlite
 def test_a_new_database_is_in_wal_mode_before_anyone_is_served(empty_url: str) -> None:
     with contextlib.closing(open_database(empty_url)) as database:
         inventory_api.make_schema(database, with_samples=False)
