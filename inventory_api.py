@@ -50,6 +50,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from concurrent.futures import Future
 from dataclasses import dataclass
 from http import HTTPStatus
+from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote, unquote_to_bytes, urlencode
@@ -1025,19 +1026,12 @@ class Product(NamedTuple):
     updated_at: str  # UTC, as 2026-11-22 10:00:00, perhaps with a fraction
 
 
-encode_text = json.JSONEncoder(ensure_ascii=False).encode
-
-
-def price_text(cents: int) -> str:
-    return f"{cents // 100}.{cents % 100:02}"
-
-
 def product_json(product: Product) -> str:
     """A product as clients see it. Its price is a string, so that nobody reads it as a float."""
     id, name, cents, stock_level, version, at = product
     return (
-        f'{{"id":{id},"name":{encode_text(name)},"price":"{price_text(cents)}","stock_level":{stock_level},'
-        f'"version":{version},"updated_at":"{at[:10]}T{at[11:19]}Z"}}'
+        f'{{"id":{id},"name":{encode_basestring(name)},"price":"{cents // 100}.{cents % 100:02}",'
+        f'"stock_level":{stock_level},"version":{version},"updated_at":"{at[:10]}T{at[11:19]}Z"}}'
     )
 
 
@@ -1340,7 +1334,7 @@ class Finder:
         sql = template.format(
             columns=COLUMNS, start=start, order=order, down=down, key=self._column, has_name=self._has_name, **fragments
         )
-        return [Product(*row) for row in self._execute(sql, **self._values, **values, **more)]
+        return [Product._make(row) for row in self._execute(sql, **self._values, **values, **more)]
 
     def _narrow_way(self, cap: int, rare: bool = True) -> str | None:
         """The first way with few candidates, or taken to have few if `rare`; None if it is seen to have none."""
