@@ -343,10 +343,15 @@ def by_shell(command: str, tmp_path: Path, **settings: Any) -> Iterator[tuple[st
         ["sh", "-c", command.replace("$program", f"{sys.executable} {PROGRAM} --port 0")],
         cwd=tmp_path, env={"PATH": os.environ["PATH"]}, stdout=subprocess.PIPE, text=True, **settings,
     )  # fmt: skip
-    assert process.stdout
-    yield process.stdout.readline().rsplit(" at ", 1)[1].strip(), process
-    process.terminate()
-    process.communicate(timeout=20)
+    try:
+        assert process.stdout
+        yield process.stdout.readline().rsplit(" at ", 1)[1].strip(), process
+    finally:
+        process.terminate()
+        try:
+            process.communicate(timeout=20)
+        finally:
+            process.kill()
 
 
 @pytest.mark.slow

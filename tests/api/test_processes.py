@@ -195,7 +195,10 @@ def test_it_ends_when_told_even_while_its_processes_die_as_soon_as_they_begin(tm
     process = with_serve("time.sleep(0.1 if given[-1] == 1 else 0.3)", tmp_path)
     time.sleep(1.2)
     process.terminate()
-    _, err = process.communicate(timeout=5)
+    try:
+        _, err = process.communicate(timeout=5)
+    finally:
+        process.kill()
     assert process.returncode == 0
     assert 1 <= err.count("another one follows") <= 4  # it takes its time
 
