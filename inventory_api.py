@@ -463,6 +463,7 @@ class SQLiteDatabase(Database):
         super().__init__(deadline)
         self._path, self._was_open = path, False
         self._last_change: Row | None = None
+        self._writing = threading.Lock()
 
     def _connect(self) -> sqlite3.Connection:
         mode = "rw" if self._was_open else "rwc"  # a file that goes away later is away, and not to be made anew
@@ -485,6 +486,15 @@ class SQLiteDatabase(Database):
         if getattr(self._local, "file", None) != file_identity(self._path):
             self._discard()  # the file is gone or another: what is written to the one that is open nobody will read
         return super()._run(work, may_retry)
+
+    def write(self, work: Callable[[Execute], T]) -> T:
+        """One thread at a time: SQLite would have the others sleep and try again, and the luckless wait for seconds."""
+        if not self._writing.acquire(timeout=LOCK_TIMEOUT):
+            raise DatabaseUnavailable("the database cannot serve this now; try again in a moment")
+        try:
+            return super().write(work)
+        finally:
+            self._writing.release()
 
     def _executor(self, connection: sqlite3.Connection) -> Execute:
         return lambda sql, **parameters: connection.execute(sql, parameters).fetchall()
@@ -1109,9 +1119,12 @@ def parse_page(path: str, query_string: str) -> PageQuery:
     return query._replace(start=parse_cursor(given["cursor"], query)) if "cursor" in given else query
 
 
+compact_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def cursor_at(position: Position, query: PageQuery) -> str:
     """An opaque, URL-safe text for a position, bound by its digest to the route, filters and sort it was made for."""
-    payload = json.dumps(position, separators=(",", ":")).encode()
+    payload = compact_json(position).encode()
     bound_to = repr((query.path, query.name, query.min_cents, query.max_cents, query.sort))
     digest = hashlib.blake2b(payload + bound_to.encode(), digest_size=9).digest()
     return base64.urlsafe_b64encode(digest + payload).rstrip(b"=").decode()
@@ -1168,12 +1181,12 @@ def represent_page(query: PageQuery, found: Sequence[Product], total: int | None
     positions = neighbours(query, products, more=len(found) > query.limit)
     following, preceding = (position and cursor_at(position, query) for position in positions)
     body = f'{{"items":[{",".join(map(product_json, products))}]'
-    body += f',"next_cursor":{json.dumps(following)},"prev_cursor":{json.dumps(preceding)}'
+    body += f',"next_cursor":{compact_json(following)},"prev_cursor":{compact_json(preceding)}'
     if total is not None:
         body += f',"total":{min(total, MAX_TOTAL)},"total_is_exact":{json.dumps(total <= MAX_TOTAL)}'
     encoded = f"{body}}}".encode()
-    targets = [(rel, [*query.given, ("cursor", at)]) for rel, at in (("next", following), ("prev", preceding)) if at]
-    link = ", ".join(f'<{query.path}?{urlencode(parameters)}>; rel="{rel}"' for rel, parameters in targets)
+    target = f"{query.path}?{urlencode([*query.given, ('cursor', '')])}"
+    link = ", ".join(f'<{target}{at}>; rel="{rel}"' for rel, at in (("next", following), ("prev", preceding)) if at)
     return Representation(encoded, f'"{hashlib.blake2b(encoded, digest_size=12).hexdigest()}"', link)
 
 
