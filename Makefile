@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 EXAMPLES := .venv-examples
 
-.PHONY: run test test-examples lint clean
+.PHONY: run test test-examples lint contract clean
 
 run: $(VENV)/ready
 	$(VENV)/bin/python inventory_api.py
@@ -18,6 +18,11 @@ lint: $(VENV)/ready-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# What the server answers, against what openapi.json says.
+contract: $(VENV)/ready-dev
+	$(VENV)/bin/python -m pytest tests/api/test_openapi.py -rs
+	.ci/contract
 
 clean:
 	rm -rf $(VENV) $(EXAMPLES) .mypy_cache .ruff_cache .pytest_cache

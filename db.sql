@@ -78,8 +78,11 @@ BEGIN
 END;
 
 -- What was changed last, for every process on this file: each looks here when PRAGMA data_version tells of a commit, and
--- forgets those products. What is older than some thousand changes nobody needs.
-CREATE TABLE product_changes (n INTEGER PRIMARY KEY, product_id INTEGER NOT NULL);
+-- forgets those products. What is older than some thousand changes nobody needs. By its mark one knows a change again:
+-- after an older copy of the file was restored, other changes get the same numbers.
+CREATE TABLE product_changes (
+    n INTEGER PRIMARY KEY, product_id INTEGER NOT NULL, mark INTEGER NOT NULL DEFAULT (random())
+);
 
 INSERT INTO product_changes (n, product_id) VALUES (0, 0);
 

@@ -4,7 +4,9 @@
     GET   /products            a page of all products: limit, cursor, sort, include_total
     GET   /products/search     a page of those that match: name, min_price, max_price, and the page parameters
     PATCH /products/{id}       a new price, a new stock_level or a stock_delta; If-Match is honoured
-    GET   /                    links to every route;  /healthz: the process is up;  /readyz: the database answers
+    GET   /                    links to every route, and to a browser the page explorer.html
+    GET   /openapi.json        all of this in full
+    GET   /healthz             the process is up;  /readyz: the database answers;  /metrics: Prometheus' text
 
 The way of one request: waitress' thread, request id, route, token bucket, API key, strict input, cache, and only then
 this thread's database connection. A write commits, then invalidates, then answers.
@@ -35,6 +37,7 @@ import math
 import os
 import random
 import re
+import resource
 import select
 import signal
 import socket
@@ -49,6 +52,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
+from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote, unquote_to_bytes, urlencode
@@ -64,6 +68,8 @@ from psycopg.types.string import TextLoader
 
 VERSION = "1.0.0"
 SCHEMA_FILE = Path(__file__).with_name("db.sql")
+PAGE_FILE = Path(__file__).with_name("explorer.html")
+OPENAPI_FILE = Path(__file__).with_name("openapi.json")
 SAMPLE_PRODUCTS = 1000
 
 MAX_ID = 2**63 - 1
@@ -82,7 +88,7 @@ QUERY_DEADLINE = 4.0  # seconds, for all statements of one request
 LOCK_TIMEOUT = 4.0  # seconds, for SQLite's one write lock
 CONNECT_TIMEOUT = 2  # seconds
 IDLE_GRACE = 3.0  # seconds that an idle connection may still bring a request while the server drains
-REQUEST_TIMEOUT = 30.0  # seconds for a request to arrive
+REQUEST_TIMEOUT = 30.0  # seconds for a request to arrive, and for a client to take anything of its answer
 QUEUE_TIMEOUT = 3.0  # seconds for it to wait for a thread
 HEALTH_TIMEOUT = 4.0  # seconds for the answer to --check-health
 RESTART_PAUSE = 0.5  # seconds before a process takes the place of one that died
@@ -327,7 +333,7 @@ class Database:
     has_name: str
     by_trigrams: str
     count_trigrams: str
-    ways: tuple[tuple[str, float], ...]  # to few rows: each with the candidates that are worth reading and sorting
+    ways: tuple[str, ...]  # to few rows, the one that is cheaper to find out about first
 
     def __init__(self, deadline: float = QUERY_DEADLINE, timer: Timer = time.monotonic) -> None:
         self.deadline = deadline
@@ -430,11 +436,19 @@ class Database:
 
 
 CHANGES_SINCE = """
-SELECT n, product_id
+SELECT n, mark, product_id
 FROM product_changes
 WHERE n >= ?
 ORDER BY n
 """
+
+
+def file_identity(path: str) -> tuple[int, int] | None:
+    """Device and inode of a file; None where there is none."""
+    with contextlib.suppress(OSError):
+        found = os.stat(path)
+        return found.st_dev, found.st_ino
+    return None
 
 
 class SQLiteDatabase(Database):
@@ -451,12 +465,13 @@ class SQLiteDatabase(Database):
     has_name = "instr(name_folded, :name) > 0"
     by_trigrams = "id IN (SELECT rowid FROM products_trigrams WHERE products_trigrams MATCH :phrase)"
     count_trigrams = f"SELECT count(*) FROM ({by_trigrams[7:-1]} LIMIT :n)"
-    ways = (("range", 1_000), ("trigrams", 1_000), ("range", 20_000), ("trigrams", 20_000))
+    ways = ("range", "trigrams")
 
     def __init__(self, path: str, deadline: float) -> None:
         super().__init__(deadline)
         self._path, self._was_open = path, False
         self._last_change: Row | None = None
+        self._writing = threading.Lock()
 
     def _connect(self) -> sqlite3.Connection:
         mode = "rw" if self._was_open else "rwc"  # a file that goes away later is away, and not to be made anew
@@ -465,14 +480,29 @@ class SQLiteDatabase(Database):
         connection.set_progress_handler(lambda: self._time_left() < 0, 20_000)  # steps of SQLite's virtual machine
         try:
             if connection.execute("SELECT name FROM sqlite_master WHERE name = 'product_changes'").fetchall():
-                connection.execute("PRAGMA journal_mode = WAL")  # the file keeps it, so it must be ours
+                with contextlib.suppress(sqlite3.OperationalError):  # another connection, when nobody holds a lock
+                    connection.execute("PRAGMA journal_mode = WAL")  # the file keeps it, so it must be ours
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA cache_size = -16384")  # KiB
         except sqlite3.Error:
             connection.close()
             raise
-        self._was_open = True
+        self._was_open, self._local.file = True, file_identity(self._path)
         return connection
+
+    def _run(self, work: Callable[[Any], T], may_retry: bool = True) -> T:
+        if getattr(self._local, "file", None) != file_identity(self._path):
+            self._discard()  # the file is gone or another: what is written to the one that is open nobody will read
+        return super()._run(work, may_retry)
+
+    def write(self, work: Callable[[Execute], T]) -> T:
+        """One thread at a time: SQLite would have the others sleep and try again, and the luckless wait for seconds."""
+        if not self._writing.acquire(timeout=LOCK_TIMEOUT):
+            raise DatabaseUnavailable("the database cannot serve this now; try again in a moment")
+        try:
+            return super().write(work)
+        finally:
+            self._writing.release()
 
     def _executor(self, connection: sqlite3.Connection) -> Execute:
         return lambda sql, **parameters: connection.execute(sql, parameters).fetchall()
@@ -482,23 +512,26 @@ class SQLiteDatabase(Database):
 
     def has_news(self) -> bool:
         """Whether another connection committed: another program's, another process', another thread's."""
-        try:
-            ((version,),) = self._connection().execute("PRAGMA data_version").fetchall()
-        except self.driver_errors:
-            self._discard()
-            return False  # what cannot be read cannot be written either
-        known, self._local.version = getattr(self._local, "version", None), version
-        return bool(version != known)
+        self._local.expires = self._timer() + self.deadline  # that of this thread's last statement may be long past
+        for _ in range(2):  # it may be the connection that is at fault
+            try:
+                version = self._connection().execute("PRAGMA data_version").fetchall()
+            except sqlite3.Error:
+                self._discard()
+            else:
+                known, self._local.version = getattr(self._local, "version", None), version
+                return bool(version != known)
+        return False  # the database is away: what is cached is served until its time is over
 
     def news(self) -> Iterable[int] | None:
         try:
             rows = self._connection().execute(CHANGES_SINCE, (self._last_change or (0,))[:1]).fetchall()
-        except self.driver_errors:
+        except sqlite3.Error:
             self._discard()
             return None
-        known = rows and rows[0] == self._last_change  # else so many followed that it is no longer there
+        known = rows and rows[0] == self._last_change  # else many followed, or the file is not what it was
         self._last_change = rows[-1] if rows else None
-        return [product_id for _, product_id in rows[1:]] if known else None
+        return [product_id for _, _, product_id in rows[1:]] if known else None
 
 
 class BoundedConnection(psycopg.Connection[Row]):
@@ -510,6 +543,8 @@ class BoundedConnection(psycopg.Connection[Row]):
         left = self.time_left()
         return super().wait(gen, interval, None if left == math.inf else left)
 
+
+LISTED_IDS = re.compile(r"[0-9]{1,19}(?:,[0-9]{1,19})*")
 
 LISTENER_OPTIONS: dict[str, Any] = {
     "autocommit": True,
@@ -523,7 +558,13 @@ LISTENER_OPTIONS: dict[str, Any] = {
 class PostgresDatabase(Database):
     dialect = "postgresql"
     begin = "BEGIN"
-    driver_errors = (psycopg.OperationalError, psycopg.InternalError, psycopg.InterfaceError)
+    driver_errors = (
+        psycopg.OperationalError,
+        psycopg.InternalError,
+        psycopg.InterfaceError,
+        psycopg.errors.InsufficientPrivilege,
+        psycopg.errors.UndefinedTable,
+    )
     options: ClassVar = {
         "synchronous_commit": "on",
         "timezone": "UTC",
@@ -551,8 +592,8 @@ class PostgresDatabase(Database):
     tie = "id"
     has_name = "name_folded LIKE :pattern"
     by_trigrams = "replace(name_folded, ' ', U&'\\A000') LIKE :spaced"
-    count_trigrams = "SELECT 1"  # a GIN index cannot stop half-way: to count is to read
-    ways = (("range", 1_000), ("trigrams", 1), ("range", 20_000))
+    count_trigrams = ""  # a GIN index cannot stop half-way: to count is to read
+    ways = ("trigrams", "range")
     varying = re.compile(":(low|pattern|spaced)\\b")  # a plan for any name cannot know a common one from a rare one
 
     def __init__(self, url: str, deadline: float) -> None:
@@ -616,7 +657,7 @@ class PostgresDatabase(Database):
                     while not self._closed.is_set():
                         for notice in connection.notifies(timeout=LISTENER_PAUSE):
                             self._hear(notice.payload)
-            except psycopg.Error as error:
+            except (psycopg.Error, UnicodeError) as error:  # a payload may be in any encoding
                 self.counts["errors"] += 1
                 log.warning("listener: %s", one_line(error))
             self.listening = False
@@ -625,8 +666,9 @@ class PostgresDatabase(Database):
             self.counts["reconnects"] += 1
 
     def _hear(self, payload: str) -> None:
+        """Take a note of ids; of all there are, if they are too many, or if the payload is none of ours."""
         with self._hearing:
-            if payload and len(self._heard) < MAX_HEARD:
+            if LISTED_IDS.fullmatch(payload) and len(self._heard) < MAX_HEARD:
                 self._heard.append(payload)
             else:
                 self._heard = [""]
@@ -747,11 +789,12 @@ class TTLCache:
             if self._flights.get(key) is flight:  # else a fresh read overtook this one, and has a newer row
                 del self._flights[key]
                 self.counts["refused_fills"] += flight.generation != self._generation
-                if flight.generation == self._generation and not flight.result.exception():
-                    self._keep(key, flight.result.result(), flight.generation if volatile else None)
+                if not flight.result.exception():
+                    self._drop(key)  # what a fresh read found there is older, even if its own row may not be kept
+                    if flight.generation == self._generation:
+                        self._keep(key, flight.result.result(), flight.generation if volatile else None)
 
     def _keep(self, key: Hashable, representation: Representation | None, generation: int | None) -> None:
-        self._drop(key)
         size = ENTRY_OVERHEAD + len(str(key)) + sum(map(len, representation or ()))
         while self._entries and (len(self._entries) >= self._size or self._bytes + size > CACHE_BYTES):
             self._drop(next(iter(self._entries)))
@@ -1001,19 +1044,12 @@ class Product(NamedTuple):
     updated_at: str  # UTC, as 2026-11-22 10:00:00, perhaps with a fraction
 
 
-encode_text = json.JSONEncoder(ensure_ascii=False).encode
-
-
-def price_text(cents: int) -> str:
-    return f"{cents // 100}.{cents % 100:02}"
-
-
 def product_json(product: Product) -> str:
     """A product as clients see it. Its price is a string, so that nobody reads it as a float."""
     id, name, cents, stock_level, version, at = product
     return (
-        f'{{"id":{id},"name":{encode_text(name)},"price":"{price_text(cents)}","stock_level":{stock_level},'
-        f'"version":{version},"updated_at":"{at[:10]}T{at[11:19]}Z"}}'
+        f'{{"id":{id},"name":{encode_basestring(name)},"price":"{cents // 100}.{cents % 100:02}",'
+        f'"stock_level":{stock_level},"version":{version},"updated_at":"{at[:10]}T{at[11:19]}Z"}}'
     )
 
 
@@ -1091,9 +1127,12 @@ def parse_page(path: str, query_string: str) -> PageQuery:
     return query._replace(start=parse_cursor(given["cursor"], query)) if "cursor" in given else query
 
 
+compact_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def cursor_at(position: Position, query: PageQuery) -> str:
     """An opaque, URL-safe text for a position, bound by its digest to the route, filters and sort it was made for."""
-    payload = json.dumps(position, separators=(",", ":")).encode()
+    payload = compact_json(position).encode()
     bound_to = repr((query.path, query.name, query.min_cents, query.max_cents, query.sort))
     digest = hashlib.blake2b(payload + bound_to.encode(), digest_size=9).digest()
     return base64.urlsafe_b64encode(digest + payload).rstrip(b"=").decode()
@@ -1150,12 +1189,12 @@ def represent_page(query: PageQuery, found: Sequence[Product], total: int | None
     positions = neighbours(query, products, more=len(found) > query.limit)
     following, preceding = (position and cursor_at(position, query) for position in positions)
     body = f'{{"items":[{",".join(map(product_json, products))}]'
-    body += f',"next_cursor":{json.dumps(following)},"prev_cursor":{json.dumps(preceding)}'
+    body += f',"next_cursor":{compact_json(following)},"prev_cursor":{compact_json(preceding)}'
     if total is not None:
         body += f',"total":{min(total, MAX_TOTAL)},"total_is_exact":{json.dumps(total <= MAX_TOTAL)}'
     encoded = f"{body}}}".encode()
-    targets = [(rel, [*query.given, ("cursor", at)]) for rel, at in (("next", following), ("prev", preceding)) if at]
-    link = ", ".join(f'<{query.path}?{urlencode(parameters)}>; rel="{rel}"' for rel, parameters in targets)
+    target = f"{query.path}?{urlencode([*query.given, ('cursor', '')])}"
+    link = ", ".join(f'<{target}{at}>; rel="{rel}"' for rel, at in (("next", following), ("prev", preceding)) if at)
     return Representation(encoded, f'"{hashlib.blake2b(encoded, digest_size=12).hexdigest()}"', link)
 
 
@@ -1238,8 +1277,8 @@ class Finder:
     """Finds the rows of one page query, whatever its filters and sort match, at a bounded cost.
 
     A few rows are walked along the sort's index first: what is common is found at once. Else the ways in are counted,
-    each up to a cap, and the first that is narrow is read whole and sorted; where none is, the walk goes on to its end.
-    Every way gives the whole answer: the counts only steer what it costs.
+    each up to a cap, and the first that is narrow is read whole and sorted. Both are then tried further, and where
+    nothing is narrow, the walk goes on to its end. Every way gives the whole answer: the counts only steer its cost.
     """
 
     def __init__(self, database: Database, execute: Execute, query: PageQuery) -> None:
@@ -1266,13 +1305,17 @@ class Finder:
         filtered = self._ranged and self._column != "price_cents"
         if not self._query.name and not filtered:
             return self._products(LIST, start, values, n=n)
-        for budget in (1_000, 20_000):
-            found = self._products(WALK, start, values, n=n, budget=budget)
+        found = self._products(WALK, start, values, n=n, budget=1_000)
+        if len(found) == n:
+            return found
+        few = len(found) * 20 < n  # else twenty times as many rows may well do
+        way = self._narrow_way(1_000, rare=not found) if few else "scan"
+        if way == "scan" and found:
+            found = self._products(WALK, start, values, n=n, budget=20_000)
             if len(found) == n:
                 return found
-            if len(found) * 20 < n:  # so few that twenty times as many rows may not do
-                break
-        way = self._narrow_way()
+        if way == "scan":
+            way = self._narrow_way(20_000)
         if way == "scan":
             in_range = "+price_cents BETWEEN :low AND :high" if filtered else "TRUE"  # +: not by that index
             return self._products(SCAN, start, values, n=n, in_range=in_range)
@@ -1280,7 +1323,7 @@ class Finder:
 
     def total(self) -> int:
         """How many products match, counted no further than MAX_TOTAL + 1."""
-        way = self._narrow_way() if self._query.name else "scan"
+        way = self._narrow_way(20_000) if self._query.name else "scan"
         if way is None:
             return 0
         sql = COUNT.format(by_index=self._by_index(way), has_name=self._has_name)
@@ -1312,18 +1355,18 @@ class Finder:
         sql = template.format(
             columns=COLUMNS, start=start, order=order, down=down, key=self._column, has_name=self._has_name, **fragments
         )
-        return [Product(*row) for row in self._execute(sql, **self._values, **values, **more)]
+        return [Product._make(row) for row in self._execute(sql, **self._values, **values, **more)]
 
-    def _narrow_way(self) -> str | None:
-        """The first way with no more candidates than its cap; None if one is seen to have none at all."""
+    def _narrow_way(self, cap: int, rare: bool = True) -> str | None:
+        """The first way with few candidates, or taken to have few if `rare`; None if it is seen to have none."""
         name = self._query.name or ""
         usable = {"range": self._ranged, "trigrams": len(name) >= 3 and any(map(str.isalnum, name))}
         counts = {"range": COUNT.format(by_index="TRUE", has_name="TRUE"), "trigrams": self._database.count_trigrams}
-        for way, cap in self._database.ways:
-            if usable[way]:
-                ((count,),) = self._execute(counts[way], n=cap + 1, **self._values)
-                if count <= cap:
-                    return way if count else None
+        for way in filter(usable.__getitem__, self._database.ways):
+            uncounted = 1 if rare else cap + 1
+            count = self._execute(counts[way], n=cap + 1, **self._values)[0][0] if counts[way] else uncounted
+            if count <= cap:
+                return way if count else None
         return "scan"
 
     def _by_index(self, way: str | None) -> str:
@@ -1506,6 +1549,9 @@ def make_schema(database: Database, with_samples: bool) -> None:
 
     database.write(work)
     database.close()  # whoever connects from here on sees that the database is ours
+    with contextlib.suppress(DatabaseUnavailable):  # to set the journal mode takes a moment without others' locks
+        database.read(lambda execute: execute("SELECT 1"))
+    database.close()  # no connection is to cross a fork
 
 
 def merge(database: Database, execute: Execute, rows: Iterable[Row]) -> int:
@@ -1770,6 +1816,11 @@ class Conversation:
         self._monitor.record(req.method, req.path, resp.status_code, seconds, request_id, client, route)
 
 
+def methods(resource: object) -> list[str]:
+    """Those that it answers, as 405 and OPTIONS list them."""
+    return [*(name[3:].upper() for name in dir(resource) if name.startswith("on_")), "OPTIONS"]
+
+
 class Gate:
     """Who may come in: first the rate limit, then, for writes, the API key. What has no cost is always open."""
 
@@ -1780,8 +1831,10 @@ class Gate:
 
     def process_resource(self, req: falcon.Request, resp: falcon.Response, resource: Any, params: object) -> None:
         if req.method not in falcon.COMBINED_METHODS:  # Falcon would say 400
-            methods = [name[3:].upper() for name in dir(resource) if name.startswith("on_")]
-            raise falcon.HTTPMethodNotAllowed([*methods, "OPTIONS"])
+            raise falcon.HTTPMethodNotAllowed(methods(resource))
+        if req.method == "OPTIONS":  # Falcon would leave it out of those that it lists
+            resp.set_header("Allow", ", ".join(methods(resource)))
+            resp.complete = True
         cost = resource.costs.get(req.method, 0)
         if cost and self._limiter:
             self._charge(self._limiter, cost, req, resp)
@@ -1812,8 +1865,12 @@ def answer(req: falcon.Request, resp: falcon.Response, found: Answer) -> None:
     resp.set_header("X-Cache", "HIT" if found.cached else "MISS")
     if found.representation is None:
         raise NoSuchProduct("there is no product with this id")
-    write_representation(resp, found.representation)
-    if is_not_modified(req.env.get("HTTP_IF_NONE_MATCH"), found.representation.etag):
+    write_unless_known(req, resp, found.representation)
+
+
+def write_unless_known(req: falcon.Request, resp: falcon.Response, representation: Representation) -> None:
+    write_representation(resp, representation)
+    if is_not_modified(req.env.get("HTTP_IF_NONE_MATCH"), representation.etag):
         resp.status = 304
 
 
@@ -1902,13 +1959,56 @@ INDEX = {
         "health": "/healthz",
         "readiness": "/readyz",
         "metrics": "/metrics",
+        "openapi": "/openapi.json",
     },
 }
 
 
+def page_policy(page: str) -> str:
+    """A Content-Security-Policy by which only the scripts and styles that stand in the page, known by hash, work.
+
+    Nor may it load anything from another host, or make HTML of text (Trusted Types). The one image is its icon.
+    """
+
+    def hashes(element: str) -> str:
+        texts = re.findall(f"<{element}>(.*?)</{element}>", page, re.DOTALL)
+        digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts]
+        return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
+
+    return (
+        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; img-src data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+
+
+class FrontResource:
+    """The index, or the page where the client would rather have HTML. The page's parameters are its script's affair."""
+
+    costs: ClassVar[dict[str, int]] = {}
+
+    def __init__(self, index: DocumentResource, page: str) -> None:
+        self._index, self._policy = index, page_policy(page)
+        body = page.encode()
+        self._page = Representation(body, f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"')
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        resp.set_header("Vary", "Accept")
+        if req.client_prefers(("application/json", "text/html")) == "text/html":
+            resp.set_header("Content-Security-Policy", self._policy)
+            write_unless_known(req, resp, self._page)
+            resp.content_type = falcon.MEDIA_HTML if resp.status_code == 200 else None  # a 304 has no content
+        else:
+            self._index.on_get(req, resp)
+
+    on_head = on_get
+
+
 # ---------------------------------------------------------------- app
 
-App = falcon.App[falcon.Request, falcon.Response]
+
+class App(falcon.App[falcon.Request, falcon.Response]):
+    _META_METHODS: ClassVar = frozenset()  # what Falcon would refuse before any middleware: WEBSOCKET
 
 
 def create_app(
@@ -1930,13 +2030,16 @@ def create_app(
         inventory.check()
         return json.dumps({"status": "ready"})
 
-    app: App = falcon.App(middleware=[Conversation(monitor, settings.trusted_proxy), Gate(settings, timer)])
-    app.add_route("/", DocumentResource(lambda: json.dumps(INDEX), CACHED))
+    app = App(middleware=[Conversation(monitor, settings.trusted_proxy), Gate(settings, timer)])
+    index = DocumentResource(lambda: json.dumps(INDEX), CACHED)
+    app.add_route("/", FrontResource(index, PAGE_FILE.read_text("utf-8")))
     app.add_route("/products", PageResource(inventory, "/products", COST_PAGE))
     app.add_route("/products/search", PageResource(inventory, "/products/search", COST_SEARCH))
     app.add_route("/products/{id}", ProductResource(inventory))
     app.add_route("/healthz", DocumentResource(lambda: json.dumps({"status": "up"}), "no-store"))
     app.add_route("/readyz", DocumentResource(ready, "no-store"))
+    description = OPENAPI_FILE.read_text("utf-8")
+    app.add_route("/openapi.json", DocumentResource(lambda: description, CACHED))
     app.add_route("/metrics", DocumentResource(monitor.text, "no-store", "text/plain; version=0.0.4; charset=utf-8"))
     app.add_error_handler(Exception, tell_bug)
     app.add_error_handler(falcon.HTTPError, tell_falcon_error)
@@ -1980,6 +2083,7 @@ class Refusal(waitress.task.ErrorTask):
             self.response_headers.append(("Retry-After", str(RETRY_AFTER)))
         else:
             channel.refused = True
+        if channel.refused or channel.is_last():
             self.set_close_on_finish()
         self.write(b"" if method == "HEAD" else body)
         monitor.record(method, path or "-", status, 0.0, request_id, channel.addr[0])
@@ -2046,7 +2150,8 @@ class Channel(waitress.channel.HTTPChannel):
         return bool(result)
 
     def service(self) -> None:
-        if time.monotonic() - self.queued > QUEUE_TIMEOUT:
+        late = time.monotonic() - self.queued > QUEUE_TIMEOUT
+        if late and not self.requests[0].error:  # that closes the connection: who knows where the next one begins
             self.requests[0].error = Shed("the server has more to do than it can; try again in a moment")
         super().service()
 
@@ -2061,14 +2166,22 @@ class Channel(waitress.channel.HTTPChannel):
 
     def is_last(self) -> bool:
         """Whether the request being answered is the last: the server drains, and no other has begun to arrive."""
-        return self.server.monitor.draining and len(self.requests) == 1 and self.request is None
+        return self.server.monitor.draining and len(self.requests) == 1 and not (self.request or self.has_unread())
 
     def is_idle(self) -> bool:
-        return not (self.requests or self.request or self.total_outbufs_len or self.unread_left)
+        return not (self.requests or self.request or self.total_outbufs_len or self.unread_left or self.has_unread())
+
+    def has_unread(self) -> bool:
+        """Whether more came than was read: while a request is answered, nothing is."""
+        try:
+            return bool(self.socket.recv(1, socket.MSG_PEEK))
+        except (OSError, AttributeError):  # nothing yet; or the client is gone, and the socket with it
+            return False
 
     def handle_close(self) -> None:
         if self.refused and self.connected and self.socket:
             self.refused, self.will_close, self.close_when_flushed = False, False, False
+            self.request = None  # what follows is thrown away, and cannot come too late
             with contextlib.suppress(OSError):  # it may have gone meanwhile
                 self.socket.shutdown(socket.SHUT_WR)
                 self.unread_left = MAX_UNREAD
@@ -2087,18 +2200,48 @@ class Channel(waitress.channel.HTTPChannel):
                 self.handle_close()
 
 
+def room_for_connections(threads: int) -> int:
+    """How many may be open. Raises the limit of open files as far as they need it, and as it may be raised."""
+    others = 50 + 5 * threads  # files that are no connection of a client
+    soft, hard = (math.inf if n == resource.RLIM_INFINITY else n for n in resource.getrlimit(resource.RLIMIT_NOFILE))
+    files = min(MAX_CONNECTIONS + others, hard)
+    if soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (int(files), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    return max(10, int(files) - others)
+
+
+class AccessLog:
+    """Lines for stderr, appended by all threads and written by one: a write for each would cost more than an answer."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self.append = self._lines.append if sys.stderr and log.isEnabledFor(logging.INFO) else lambda line: None
+
+    def flush(self) -> None:
+        if lines := self._lines[:]:
+            del self._lines[: len(lines)]  # threads go on appending
+            with contextlib.suppress(OSError):  # that nobody reads them is no reason to refuse requests
+                os.write(sys.stderr.fileno(), "".join(lines).encode())
+
+
 class Server(waitress.server.TcpWSGIServer):
     """Waitress, which also gives up on what takes too long, and drains before it ends."""
 
     channel_class = Channel
 
-    def __init__(self, settings: Settings, database: Database, listener: socket.socket, process: int) -> None:
-        self._lines: list[str] = []  # of the access log
-        self._ends = math.inf
+    def __init__(
+        self,
+        app: App,
+        listener: socket.socket,
+        settings: Settings,
+        monitor: Monitor,
+        access_log: AccessLog | None = None,
+    ) -> None:
+        self.monitor, self._access_log = monitor, access_log or AccessLog()
+        self._ends, self._alone = math.inf, settings.processes == 1
         self._drain_timeout = settings.drain_timeout
-        self.monitor = Monitor(self._lines.append if log.isEnabledFor(logging.INFO) else lambda line: None, process)
         super().__init__(
-            create_app(settings, database, self.monitor),
+            app,
             _sock=listener,
             sockinfo=(listener.family, listener.type, listener.proto, listener.getsockname()),
             bind_socket=False,
@@ -2106,14 +2249,22 @@ class Server(waitress.server.TcpWSGIServer):
             ident=None,
             clear_untrusted_proxy_headers=False,  # the app reads none but what it was told to believe
             max_request_body_size=MAX_WAITRESS_BODY,
-            connection_limit=MAX_CONNECTIONS,
+            connection_limit=room_for_connections(settings.threads),
             cleanup_interval=1,  # seconds
-            send_bytes=1,  # at once, from the thread that has the answer
             asyncore_use_poll=True,  # select() ends at 1,024 connections
         )
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a line for every request that waits is no help
         dispatcher = self.task_dispatcher
-        self.monitor.watch(lambda: {"queue_depth": len(dispatcher.queue), "in_flight": dispatcher.active_count})
+        monitor.watch(lambda: {"queue_depth": len(dispatcher.queue), "in_flight": dispatcher.active_count})
+
+    def handle_accept(self) -> None:
+        """Accept the more at a time the more there are: each turn of the loop looks at all of them."""
+        known = len(self._map)
+        for _ in range(min(1 + known // 20, self.adj.connection_limit - known)):
+            super().handle_accept()
+            if len(self._map) == known:  # nobody waits, or another process was quicker
+                break
+            known = len(self._map)
 
     def add_task(self, channel: Channel) -> None:
         channel.queued = time.monotonic()
@@ -2121,13 +2272,23 @@ class Server(waitress.server.TcpWSGIServer):
 
     def maintenance(self, now: float) -> None:
         super().maintenance(now)
-        for channel in self.active_channels.values():
+        for channel in list(self.active_channels.values()):
             if channel.request is not None and time.monotonic() - channel.began > REQUEST_TIMEOUT:
                 channel.give_up()
+            takes_nothing = channel.total_outbufs_len and now - channel.last_activity > REQUEST_TIMEOUT
+            if channel.will_close or takes_nothing:
+                channel.handle_close()  # at once: waitress would wait until it can be written to
 
     def stop(self, *signal_and_frame: object) -> None:
-        """Drain, and end then; asked once more, end at once."""
-        self._ends = -math.inf if self.monitor.draining else time.monotonic() + self._drain_timeout
+        """Drain, and end then; asked once more, end at once.
+
+        One of many processes only drains: who tells all at once that they should end tells its parent too, which
+        tells it again, and which ends it by force.
+        """
+        if not self.monitor.draining:
+            self._ends = time.monotonic() + self._drain_timeout
+        elif self._alone:
+            os._exit(0)  # to tidy up would wait for what the threads are at
         self.monitor.draining = True
         self.pull_trigger()
 
@@ -2139,24 +2300,25 @@ class Server(waitress.server.TcpWSGIServer):
         cut_idle = min(self._ends, time.monotonic() + IDLE_GRACE)
         while self.active_channels and time.monotonic() < self._ends + QUERY_DEADLINE + 1:
             self._turn(0.05)
-            for channel in self.active_channels.values():
+            self.maintenance(time.time())
+            for channel in list(self.active_channels.values()):
                 expires = cut_idle if channel.is_idle() else self._ends
-                channel.will_close |= not channel.requests and time.monotonic() > expires
+                if not channel.requests and time.monotonic() > expires:
+                    channel.handle_close()
         self.task_dispatcher.shutdown(timeout=1)
 
     def _turn(self, timeout: float) -> None:
-        """Wait for sockets and serve them. Every answer ends such a wait, and its line is written with it."""
+        """Wait for sockets and serve them. Every answer ends such a wait, so its line is written with it."""
         self.asyncore.loop(timeout, use_poll=True, map=self._map, count=1)
-        if self._lines:
-            lines = self._lines[:]
-            del self._lines[: len(lines)]  # threads go on appending
-            sys.stderr.write("".join(lines))
+        self._access_log.flush()
 
     def _accept_the_rest(self) -> None:
         """Take all connections that the kernel has accepted already, and listen no more."""
         waiting = select.poll()
         waiting.register(self.socket, select.POLLIN)
-        while waiting.poll(0):
+        for _ in range(self.adj.backlog + 1):  # what cannot be taken must not keep the server from its end
+            if not waiting.poll(0) or len(self._map) >= self.adj.connection_limit:
+                break
             self.handle_accept()
         self.asyncore.dispatcher.close(self)
 
@@ -2178,7 +2340,9 @@ def announce(settings: Settings, listener: socket.socket) -> None:
 
 def serve(settings: Settings, database: Database, listener: socket.socket, process: int = 1) -> None:
     """Serve in this process until SIGTERM or Ctrl-C."""
-    server = Server(settings, database, listener, process)
+    access_log = AccessLog()
+    monitor = Monitor(access_log.append, process)
+    server = Server(create_app(settings, database, monitor), listener, settings, monitor, access_log)
     if settings.cache_sync == "notify":
         database.listen()
     signal.signal(signal.SIGTERM, server.stop)
@@ -2192,7 +2356,8 @@ def serve(settings: Settings, database: Database, listener: socket.socket, proce
 
 # ---------------------------------------------------------------- processes
 
-SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+ENDINGS = {signal.SIGTERM, signal.SIGINT}
+SIGNALS = {*ENDINGS, signal.SIGCHLD}
 
 
 def supervise(settings: Settings, database: Database, listener: socket.socket) -> None:
@@ -2200,7 +2365,8 @@ def supervise(settings: Settings, database: Database, listener: socket.socket) -
 
     They share the listening socket. No thread and no connection is there to cross a fork.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it came ignored, no death would be told
+    signal.pthread_sigmask(signal.SIG_BLOCK, {n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN})
     pipe = os.pipe()
     running: dict[int, int] = {}  # process id: number
     missing = set(range(1, settings.processes + 1))
@@ -2211,7 +2377,8 @@ def supervise(settings: Settings, database: Database, listener: socket.socket) -
         missing = reap(running)
         if missing:
             log.error("process %s died, another one follows", ", ".join(map(str, missing)))
-            time.sleep(RESTART_PAUSE)
+            if signal.sigtimedwait(ENDINGS, RESTART_PAUSE):
+                break
     listener.close()
     end(running, settings.drain_timeout + QUERY_DEADLINE + 3)
 
@@ -2249,15 +2416,15 @@ def reap(running: dict[int, int]) -> set[int]:
 
 
 def end(running: dict[int, int], patience: float) -> None:
-    """Have processes end, by force after `patience` seconds."""
+    """Have processes end, by force after `patience` seconds or when asked once more."""
     expires = time.monotonic() + patience
-    order: int = signal.SIGTERM
+    order = signal.SIGTERM
     while running:
-        for pid in running if order != signal.SIGCHLD else ():
+        for pid in running:
             os.kill(pid, order)
         reported = signal.sigtimedwait(SIGNALS, max(0.0, expires - time.monotonic()))
-        order = signal.SIGKILL if reported is None else reported.si_signo
-        order = signal.SIGTERM if order == signal.SIGINT else order
+        if reported is None or reported.si_signo != signal.SIGCHLD:
+            order = signal.SIGKILL
         reap(running)
 
 

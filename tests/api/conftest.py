@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +21,18 @@ from urllib.parse import urlsplit
 import falcon.testing
 import pytest
 
-from inventory_api import Database, Monitor, Settings, create_app, make_schema, merge, open_database, read_products
+from inventory_api import (
+    Database,
+    Monitor,
+    Server,
+    Settings,
+    create_app,
+    listen,
+    make_schema,
+    merge,
+    open_database,
+    read_products,
+)
 from tests.conftest import new_database
 
 PROGRAM = Path(__file__).parents[2] / "inventory_api.py"
@@ -188,3 +203,128 @@ def run_program(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
         )  # fmt: skip
 
     return run
+
+
+@contextmanager
+def serving(service: Service, start: bool = True, **changes: Any) -> Iterator[Server]:
+    """The service's app on the real server, in threads of this process; drained afterwards."""
+    settings = Settings(**{"rate_limit": 0.0, "drain_timeout": 5.0, **changes})
+    monitor = Monitor(service.lines.append)
+    app = create_app(settings, service.database, monitor, service.clock)
+    server = Server(app, listen("127.0.0.1", 0), settings, monitor)
+    server.thread = threading.Thread(target=server.run, daemon=True)
+    try:
+        if start:
+            server.thread.start()
+        yield server
+    finally:
+        if not server.monitor.draining:
+            server.stop()
+        if server.thread.ident:
+            server.thread.join(20)
+        for channel in list(server.active_channels.values()):
+            channel.close()
+        server.close()
+
+
+@dataclass
+class Reply:
+    """One answer, its header names in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Wire:
+    """A connection to a server (or the URL of one), on which a test sends bytes and reads answers."""
+
+    def __init__(self, server: Server | str, receive_buffer: int = 0) -> None:
+        port = urlsplit(server).port or 80 if isinstance(server, str) else int(server.effective_port)
+        self.socket = socket.socket()
+        self.socket.settimeout(10)
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        try:
+            self.socket.connect(("127.0.0.1", port))
+        except OSError:
+            self.socket.close()
+            raise
+        self._file = self.socket.makefile("rb")
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._file.close()
+        self.socket.close()
+
+    def send(self, *parts: str) -> None:
+        self.socket.sendall("".join(parts).encode())
+
+    def get(self, path: str, *headers: str, method: str = "GET") -> Reply:
+        self.send(request(path, *headers, method=method))
+        reply = self.reply(method)
+        assert reply
+        return reply
+
+    def reply(self, method: str = "GET") -> Reply | None:
+        """The next answer; None if the connection was closed instead."""
+        try:
+            status_line = self._file.readline()
+            if not status_line:
+                return None
+            lines = iter(lambda: self._file.readline().decode().strip(), "")
+            headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+            status = int(status_line.split()[1])
+            bodiless = method == "HEAD" or status in (100, 204, 304)
+            body = b"" if bodiless else self._file.read(int(headers["content-length"]))
+            return Reply(status, headers, body)
+        except ConnectionResetError:
+            return None
+
+
+def request(path: str, *headers: str, method: str = "GET", version: str = "1.1") -> str:
+    return "\r\n".join((f"{method} {path} HTTP/{version}", "Host: localhost", *headers, "", ""))
+
+
+class Stuck:
+    """A database whose reads wait until they are let go."""
+
+    def __init__(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.waiting, self._go = 0, threading.Event()  # how many began to wait; what they wait for
+        read = service.database.read
+
+        def wait(work: Any) -> Any:
+            if not self._go.is_set():
+                self.waiting += 1
+            assert self._go.wait(20)
+            return read(work)
+
+        monkeypatch.setattr(service.database, "read", wait)
+
+    def let_go(self) -> None:
+        self._go.set()
+
+    def hold(self) -> None:
+        self._go.clear()
+
+
+@pytest.fixture
+def stuck(desks: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stuck]:
+    held = Stuck(desks, monkeypatch)
+    yield held
+    held.let_go()
+
+
+def until(true: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """What `true` returns once it is true; the test fails if that takes longer than so many seconds."""
+    expires = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < expires, "it did not come true"
+        time.sleep(0.005)
+    return found

@@ -150,6 +150,9 @@ def test_a_database_that_is_away_is_told_while_the_cache_goes_on(
     connect = type(desks.database)._connect
     monkeypatch.setattr(type(desks.database), "_connect", away)
     desks.database.close()
+    file = Path(desks.url.removeprefix("sqlite:///"))
+    if desks.database.dialect == "sqlite":  # while the file is there, others may be writing to it
+        file.rename(file.with_suffix(".away"))
     assert desks.get("/products/1").headers["X-Cache"] == "HIT"
     for answer in (
         desks.get("/products/2"),
@@ -161,6 +164,8 @@ def test_a_database_that_is_away_is_told_while_the_cache_goes_on(
         assert "secret" not in answer.text
     assert desks.get("/healthz").status_code == 200
     monkeypatch.setattr(type(desks.database), "_connect", connect)
+    if desks.database.dialect == "sqlite":
+        file.with_suffix(".away").rename(file)
     assert desks.get("/products/2").status_code == desks.get("/readyz").status_code == 200
 
 
@@ -275,3 +280,37 @@ def test_a_killed_server_has_lost_no_acknowledged_write(tmp_path: Path) -> None:
             ((found,),) = database.execute("SELECT stock_level FROM products WHERE id = 1").fetchall()
         assert acknowledged > 0
         assert found - stock in (acknowledged, acknowledged + 1)  # one may have been committed but not answered
+
+
+@only_sqlite
+def test_a_file_that_is_deleted_takes_no_more_writes(desks: Service) -> None:
+    path = Path(desks.url.removeprefix("sqlite:///"))
+    assert desks.patch(1, '{"price": 2}').status_code == 200
+    for file in path.parent.glob("inventory.db*"):
+        file.unlink()
+    assert_unavailable(desks.patch(1, '{"price": 3}'))
+    assert not path.exists()
+
+
+@only_sqlite
+def test_a_file_put_in_the_place_of_another_is_the_database_from_then_on(desks: Service, tmp_path: Path) -> None:
+    path = Path(desks.url.removeprefix("sqlite:///"))
+    with (
+        contextlib.closing(sqlite3.connect(path)) as source,
+        contextlib.closing(sqlite3.connect(tmp_path / "copy")) as copy,
+    ):
+        source.backup(copy)
+    assert desks.patch(1, '{"price": 2}').status_code == 200
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    (tmp_path / "copy").rename(path)
+    assert desks.patch(2, '{"price": 3}').json["version"] == 2
+    assert desks.get("/products/1").json["version"] == 1
+
+
+def test_a_right_that_is_revoked_or_a_table_that_is_gone_is_told_as_unavailable(desks: Service) -> None:
+    desks.execute("ALTER TABLE products RENAME TO elsewhere")
+    assert_unavailable(desks.patch(1, '{"price": 2}'))
+    assert_unavailable(desks.get("/products/2"))
+    desks.execute("ALTER TABLE elsewhere RENAME TO products")
+    assert desks.patch(1, '{"price": 2}').status_code == 200

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from bench import api_crash
 from inventory_api import open_database
 from tests.api.conftest import Service, running
 
@@ -81,3 +82,12 @@ def test_of_many_clients_of_a_killed_server_none_has_lost_an_acknowledged_change
         for id, version in acknowledged.items():
             assert found[id] in (version, version + 1)  # one may have been committed but not answered
         acknowledged = found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
+def test_what_was_acknowledged_before_a_kill_is_there_once_and_a_load_whole_or_not_at_all(engine: str) -> None:
+    with api_crash.new_database(engine) as database:
+        outcome = api_crash.run(database, kills=3)
+    assert not outcome.wrong, outcome
+    assert outcome.acknowledged

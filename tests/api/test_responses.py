@@ -41,6 +41,8 @@ def assert_problem(result: Any, status: int, path: str) -> None:
         ("DELETE", "/products/1", 405),
         ("PATCH", "/products/search", 405),
         ("BREW", "/products/1", 405),
+        ("WEBSOCKET", "/products/1", 405),
+        ("WEBSOCKET", "/nowhere", 404),
         ("GET", "/products/search", 400),
     ],
 )
@@ -53,7 +55,7 @@ def test_errors_are_problem_documents(desks: Service, method: str, path: str, st
 @pytest.mark.filterwarnings("ignore:Unknown REQUEST_METHOD")
 @one_engine
 def test_a_405_names_what_is_allowed(desks: Service) -> None:
-    for method in ("POST", "BREW"):
+    for method in ("POST", "BREW", "WEBSOCKET"):
         allowed = desks.request(method, "/products/1").headers["Allow"].split(", ")
         assert set(allowed) == {"GET", "HEAD", "PATCH", "OPTIONS"}
 
@@ -195,7 +197,7 @@ def test_the_index_leads_to_every_route(desks: Service) -> None:
     assert document["name"]
     assert document["version"]
     assert {link.partition("{?")[0] for link in document["links"].values()} == {
-        "/products", "/products/search", "/products/{id}", "/healthz", "/readyz", "/metrics",
+        "/products", "/products/search", "/products/{id}", "/healthz", "/readyz", "/metrics", "/openapi.json",
     }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""explorer.html in a real browser."""
