@@ -2185,11 +2185,9 @@ class Channel(waitress.channel.HTTPChannel):
             with contextlib.suppress(OSError):  # it may have gone meanwhile
                 self.socket.shutdown(socket.SHUT_WR)
                 self.unread_left = MAX_UNREAD
+                self.readable = lambda: True
                 return
         super().handle_close()
-
-    def readable(self) -> bool:
-        return self.unread_left > 0 or super().readable()
 
     def handle_read(self) -> None:
         if not self.unread_left:
