@@ -93,7 +93,7 @@ QUEUE_TIMEOUT = 3.0  # seconds for it to wait for a thread
 HEALTH_TIMEOUT = 4.0  # seconds for the answer to --check-health
 RESTART_PAUSE = 0.5  # seconds before a process takes the place of one that died
 RETRY_AFTER = 1  # seconds a client is told to wait while the database is away
-PATIENCE = 0.25  # seconds that a request waits for others to be done with the database while none is
+PATIENCE = 0.5  # seconds that a request waits for others to be done with the database while none is
 LISTENER_PAUSE = 0.2  # seconds, at first, between two attempts to connect
 MAX_HEARD = 1000  # notifications that wait to be looked at
 UPDATE_ATTEMPTS = 100  # of one PATCH, while others keep changing its row
@@ -2085,8 +2085,8 @@ class Refusal(waitress.task.ErrorTask):
             channel.refused = True
         if channel.refused or channel.is_last():
             self.set_close_on_finish()
-        self.write(b"" if method == "HEAD" else body)
         monitor.record(method, path or "-", status, 0.0, request_id, channel.addr[0])
+        self.write(b"" if method == "HEAD" else body)
 
 
 HEADER_PARTS = {"Etag": "ETag", "Www": "WWW", "Ratelimit": "RateLimit", "Id": "ID"}

@@ -67,7 +67,7 @@ class Service:
 
     def restart(self, **changes: Any) -> None:
         """Begin anew with these settings, nothing cached and every bucket full. Unless asked for, there is no limit."""
-        self.settings = Settings(**{"rate_limit": 0.0, **changes})
+        self.settings = Settings(**{"rate_limit": 0.0, "threads": 100, **changes})  # no test starts as many
         app = create_app(self.settings, self.database, Monitor(self.lines.append), self.clock)
         self.client = falcon.testing.TestClient(app)
 

@@ -214,9 +214,12 @@ def test_what_has_a_thread_and_what_waits_for_one_is_told(desks: Service, monkey
         wires = [Wire(server) for _ in range(5)]
         for wire in wires:
             wire.send(request("/products/1"))
-        until(lambda: len(server.task_dispatcher.queue) == 3)
-        found = parse(server.monitor.text())
-        assert (value(found, "in_flight"), value(found, "queue_depth")) == (2, 3)
+
+        def told() -> tuple[float, float]:
+            found = parse(server.monitor.text())
+            return value(found, "in_flight"), value(found, "queue_depth")
+
+        until(lambda: told() == (2, 3))
         go.set()
         for wire in wires:
             with wire:
