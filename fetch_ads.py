@@ -29,6 +29,7 @@ import argparse
 import contextlib
 import csv
 import datetime as dt
+import errno
 import fcntl
 import functools
 import hashlib
@@ -66,22 +67,13 @@ BACKOFF, BACKOFF_MAX = 0.5, 60.0  # seconds: full jitter below the first, which 
 
 # -- records -------------------------------------------------------------------------------------------------
 
-
-def utc_now() -> dt.datetime:
-    """The wall clock, for records; durations are taken from the monotonic clock."""
-    return dt.datetime.now(dt.timezone.utc)
-
-
 Kind = Enum("Kind", "DONE TRANSIENT RATE_LIMIT OAUTH FOLDER FAILED")  # how a call ended
 
 
 class Exit(IntEnum):
-    """Exit codes, and the reasons to stop a run. Where several apply, the first of PRECEDENCE is told."""
+    """Exit codes, and the reasons to stop a run; where several apply, the first of this list is told."""
 
-    OK, FAILED, USAGE, OAUTH, QUOTA, FOLDER, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
-
-
-PRECEDENCE = (Exit.INTERRUPTED, Exit.FOLDER, Exit.OAUTH, Exit.QUOTA, Exit.FAILED)
+    INTERRUPTED, FOLDER, OAUTH, QUOTA, FAILED, USAGE, OK = 130, 5, 3, 4, 1, 2, 0
 
 
 class RateLimitError(Exception):
@@ -108,6 +100,23 @@ class FolderError(Exception):
     """The folder cannot be read or written, or is in use."""
 
 
+def utc_now() -> dt.datetime:
+    """The wall clock, for records; durations are taken from the monotonic clock."""
+    return dt.datetime.now(dt.timezone.utc)
+
+
+class Job(NamedTuple):
+    """A day to fetch. Jobs sort by the time they may start, then newest day first."""
+
+    at: float
+    order: int
+    day: dt.date
+    failures: int = 0
+    calls: int = 0
+    started: float = 0.0  # the last call, by the monotonic clock
+    started_at: dt.datetime = dt.datetime.min
+
+
 class Outcome(NamedTuple):
     """What a worker reports of one call: the temporary file it wrote, or why there is none."""
 
@@ -119,6 +128,9 @@ class Outcome(NamedTuple):
     sha256: str = ""
     error: str = ""
     retry_after: float | None = None
+
+
+Finished = tuple[Job, Outcome]  # a day nothing more is done for: fetched, or failed for good
 
 
 class Entry(NamedTuple):
@@ -135,25 +147,33 @@ class Entry(NamedTuple):
     error: str
 
 
-class Job(NamedTuple):
-    """A day to fetch. Jobs sort by the time they may start, then newest day first."""
+class Limits(NamedTuple):
+    """How far a run goes; times in seconds."""
 
-    at: float
-    order: int
-    day: dt.date
-    failures: int = 0
-    calls: int = 0
-
-
-class Flight(NamedTuple):
-    """A call under way."""
-
-    job: Job
-    started: float
-    started_at: dt.datetime
+    workers: int = 8
+    retries: int = 5
+    timeout: float = 300.0
+    max_wait: float = 300.0
 
 
-Finished = tuple[Flight, Outcome]  # a day nothing more is done for: fetched, or failed for good
+class Tally:
+    """What happened so far; times in seconds."""
+
+    def __init__(self) -> None:
+        self.fetched = self.rows = self.retries = self.rate_limits = 0
+        self.wall = self.braked = self.aggregate = 0.0
+        self.call_seconds: list[float] = []
+        self.failed: dict[dt.date, str] = {}
+        self.stops: dict[Exit, str] = {}  # what stops the run, and why
+        self.resume: dt.datetime | None = None  # when the API lets calls through again, if it said so
+
+    def count(self, finished: Iterable[Finished]) -> None:
+        for job, outcome in finished:
+            if outcome.kind is Kind.DONE:
+                self.fetched, self.rows = self.fetched + 1, self.rows + outcome.rows
+            else:
+                self.failed[job.day] = outcome.error
+
 
 # -- the plan: wanted minus complete -------------------------------------------------------------------------
 
@@ -205,30 +225,38 @@ def spans(days: Iterable[dt.date]) -> Iterator[str]:
         yield f"{run[0]} to {run[-1]} ({len(run)} days)" if len(run) > 1 else str(run[0])
 
 
-# -- fetch_data and what its errors mean ---------------------------------------------------------------------
+# -- fetch_data ----------------------------------------------------------------------------------------------
 
 
-class Simulation:
+def simulated(errors: float, day: dt.date) -> list[dict[str, object]]:
     """The built-in fetch_data: the same rows for a day each time, in 20 to 80 ms; a share of calls fails."""
+    time.sleep(random.uniform(0.02, 0.08))
+    if random.random() < errors:
+        raise random.choice([TimeoutError("simulated timeout"), RateLimitError(0.1, "simulated rate limit")])
+    draw, rows = random.Random(day.toordinal()), []
+    for ad in range(100):
+        impressions = draw.randrange(10_000)
+        clicks = int(impressions * draw.uniform(0, 0.1))
+        metrics = {"impressions": impressions, "clicks": clicks, "cost_micros": clicks * 370_000}
+        campaign = {"id": 1000 + ad // 10, "name": f"Campaign {ad // 10}"}
+        rows.append({"date": day, "campaign": campaign, "ad_group": {"id": 5000 + ad}, "metrics": metrics})
+    return rows
 
-    def __init__(self, errors: float = 0.0) -> None:
-        self.errors = errors
 
-    def __call__(self, day: dt.date) -> list[dict[str, object]]:
-        time.sleep(random.uniform(0.02, 0.08))
-        if random.random() < self.errors:
-            raise random.choice([TimeoutError("simulated timeout"), RateLimitError(0.1, "simulated rate limit")])
-        draw = random.Random(day.toordinal())
-        return [self.row(day, ad, draw.randrange(10_000), draw.uniform(0, 0.1)) for ad in range(100)]
+def one_line(text: str, width: int = 300) -> str:
+    """Text with every run of blanks and unprintable characters made one space, cut to a width."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * width]).split())
+    return line if len(line) <= width else line[: width - 3] + "..."
 
-    def row(self, day: dt.date, ad: int, impressions: int, rate: float) -> dict[str, object]:
-        clicks = int(impressions * rate)
-        return {
-            "date": day,
-            "campaign": {"id": 1000 + ad // 10, "name": f"Campaign {ad // 10}"},
-            "ad_group": {"id": 5000 + ad},
-            "metrics": {"impressions": impressions, "clicks": clicks, "cost_micros": clicks * 370_000},
-        }
+
+def reason(error: BaseException) -> str:
+    """An exception as one line for the manifest and the summary."""
+    text = ""
+    with contextlib.suppress(Exception):
+        text = str(error)
+    with contextlib.suppress(Exception):  # a GoogleAdsException says in one line here what takes it sixteen
+        text = error.failure.errors[0].message  # type: ignore[attr-defined]
+    return one_line(f"{type(error).__name__}: {text}".removesuffix(": "))
 
 
 def load_file(path: Path) -> Any:
@@ -258,37 +286,38 @@ def load(spec: str) -> Any:
         raise UsageError(f"{spec}: {reason(error)}") from error
 
 
-class Fetcher:
+def loaded(spec: str, day: dt.date) -> Any:
     """A fetch_data loaded where it is called: it travels to other processes by name, and is not pickled."""
+    return load(spec)(day)
 
-    def __init__(self, spec: str) -> None:
-        self.spec = spec
 
-    def __call__(self, day: dt.date) -> Any:
-        return load(self.spec)(day)
-
+# -- what its errors mean ------------------------------------------------------------------------------------
 
 OAUTH_TEXT = re.compile("invalid_grant|invalid_client|unauthorized_client")
-GRPC = {
-    "RESOURCE_EXHAUSTED": Kind.RATE_LIMIT,
-    **dict.fromkeys(("UNAUTHENTICATED", "PERMISSION_DENIED"), Kind.OAUTH),
-    **dict.fromkeys(("DEADLINE_EXCEEDED", "UNAVAILABLE", "INTERNAL", "ABORTED"), Kind.TRANSIENT),
-}
-HTTP = {
-    429: Kind.RATE_LIMIT,
-    401: Kind.OAUTH,
-    403: Kind.OAUTH,
-    **dict.fromkeys((408, *range(500, 600)), Kind.TRANSIENT),
-}
-TRANSIENT_NAMES = (
-    "TimeoutError Timeout TimeoutException ConnectionError TransportError URLError IncompleteRead "
-    "ChunkedEncodingError BrokenExecutor"
+TRANSIENT = (
+    "DEADLINE_EXCEEDED UNAVAILABLE INTERNAL ABORTED TimeoutError Timeout TimeoutException ConnectionError "
+    "TransportError URLError IncompleteRead ChunkedEncodingError BrokenExecutor"
 )
-NAMES = {
-    "RateLimitError": Kind.RATE_LIMIT,
-    "OAuthError": Kind.OAUTH,
-    **dict.fromkeys(TRANSIENT_NAMES.split(), Kind.TRANSIENT),
+MEANING: dict[object, Kind] = {  # of gRPC codes, HTTP statuses and the names of classes
+    **dict.fromkeys((*TRANSIENT.split(), 408, *range(500, 600)), Kind.TRANSIENT),
+    **dict.fromkeys(("RESOURCE_EXHAUSTED", 429, "RateLimitError"), Kind.RATE_LIMIT),
+    **dict.fromkeys(("UNAUTHENTICATED", "PERMISSION_DENIED", 401, 403, "OAuthError"), Kind.OAUTH),
 }
+
+
+def codes(error: BaseException) -> Iterator[object]:
+    """The gRPC code, then the HTTP status, that an exception of a client library carries.
+
+    Seen in google.api_core, grpc.RpcError, GoogleAdsException, requests, httpx, urllib and aiohttp.
+    """
+    inner, response = getattr(error, "error", None), getattr(error, "response", None)
+    places = ((error, "grpc_status_code"), (inner, "code"), (error, "code"), (response, "status_code"))
+    for holder, name in (*places, (error, "status"), (error, "status_code")):
+        with contextlib.suppress(Exception):  # a code() of some other library
+            code = getattr(holder, name, None)
+            code = code() if callable(code) else code
+            if code := code if isinstance(code, int) else getattr(code, "name", None):
+                yield code
 
 
 def classify(error: BaseException) -> Kind:
@@ -298,32 +327,13 @@ def classify(error: BaseException) -> Kind:
     of requests and of urllib are OSError. What means nothing may have been raised `from` what does.
     """
     names = [cls.__name__ for cls in type(error).__mro__]
-    if OAUTH_TEXT.search(text_of(error)):
-        return Kind.OAUTH
+    with contextlib.suppress(Exception):  # it cannot be printed
+        if OAUTH_TEXT.search(f"{error} {getattr(getattr(error, 'response', None), 'text', '')}"):
+            return Kind.OAUTH
     if "RefreshError" in names:
         return Kind.TRANSIENT if getattr(error, "retryable", False) else Kind.OAUTH
-    statuses = [*http_statuses(error)]
-    hints = map(HTTP.get, statuses) if statuses else map(NAMES.get, names)
-    known = GRPC.get(grpc_code(error)) or next(filter(None, hints), None)
+    known = next(filter(None, map(MEANING.get, [*codes(error)] or names)), None)
     return known or (classify(error.__cause__) if error.__cause__ else Kind.FAILED)
-
-
-def grpc_code(error: BaseException) -> str:
-    """UNAVAILABLE and so on, of a google.api_core exception, a grpc.RpcError, a GoogleAdsException; or ''."""
-    inner = getattr(error, "error", None)
-    for code in (getattr(error, "grpc_status_code", None), getattr(error, "code", None), getattr(inner, "code", None)):
-        with contextlib.suppress(Exception):  # a code() of some other library
-            if (name := getattr(code() if callable(code) else code, "name", None)) in GRPC:
-                return str(name)
-    return ""
-
-
-def http_statuses(error: BaseException) -> Iterator[int]:
-    """The HTTP status that an exception of requests, httpx, urllib, aiohttp or google.api_core carries."""
-    response = getattr(error, "response", None)
-    for holder, name in ((response, "status_code"), (error, "code"), (error, "status"), (error, "status_code")):
-        if isinstance(status := getattr(holder, name, None), int):
-            yield int(status)
 
 
 def retry_after(error: BaseException, now: dt.datetime) -> float | None:
@@ -338,29 +348,6 @@ def retry_after(error: BaseException, now: dt.datetime) -> float | None:
 
         return max(0.0, (parsedate_to_datetime(str(asked)) - now).total_seconds())
     return None
-
-
-def text_of(error: BaseException) -> str:
-    """The message of an exception and the body of its HTTP response; '' of one that cannot be printed."""
-    with contextlib.suppress(Exception):
-        return f"{error} {getattr(getattr(error, 'response', None), 'text', '')}"
-    return ""
-
-
-def reason(error: BaseException) -> str:
-    """An exception as one line for the manifest and the summary."""
-    text = ""
-    with contextlib.suppress(Exception):
-        text = str(error)
-    with contextlib.suppress(Exception):  # a GoogleAdsException says in one line here what takes it sixteen
-        text = error.failure.errors[0].message  # type: ignore[attr-defined]
-    return one_line(f"{type(error).__name__}: {text}".removesuffix(": "))
-
-
-def one_line(text: str, width: int = 300) -> str:
-    """Text with every run of blanks and unprintable characters made one space, cut to a width."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * width]).split())
-    return line if len(line) <= width else line[: width - 3] + "..."
 
 
 # -- one day: call, write, hash ------------------------------------------------------------------------------
@@ -392,10 +379,14 @@ def csv_rows(path: Path) -> Iterator[list[str]]:
         yield from csv.reader(file)
 
 
+def batches(rows: Iterator[Any]) -> Iterator[list[Any]]:
+    """Rows, BATCH of them at a time."""
+    return iter(lambda: list(itertools.islice(rows, BATCH)), [])
+
+
 def recolumned(path: Path, head: Sequence[str], columns: Sequence[str]) -> Iterator[bytes]:
     """The rows of a file with the columns `head`, put under `columns`; a cell it lacks is empty."""
-    rows = itertools.islice(csv_rows(path), 1, None)
-    while batch := list(itertools.islice(rows, BATCH)):
+    for batch in batches(itertools.islice(csv_rows(path), 1, None)):
         named = (dict(zip(head, row)) for row in batch)  # noqa: B905 (a row may be short)
         yield csv_bytes([row.get(name, "") for name in columns] for row in named)
 
@@ -410,7 +401,7 @@ def flatten(row: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, obj
 
 
 class Table:
-    """Turns rows into CSV: `date` first, the other columns in order of first appearance.
+    """Turns the rows of a day into CSV: `date` first, the other columns in order of first appearance.
 
     A batch of flat dicts of one shape, the usual case, passes without a line of Python run for each row; any
     other is flattened row by row. A column that appears after the header leaves the rows above it short.
@@ -422,8 +413,14 @@ class Table:
         self.day, self.rows = day.isoformat(), 0
         self.columns = {"date": None}  # a set in order
 
+    def chunks(self, rows: Iterator[Any]) -> Iterator[bytes]:
+        """The header with the first rows, then the others, a batch at a time. Raises RowError."""
+        parts = map(self.lines, batches(rows))
+        lines = next(parts, b"")
+        yield csv_bytes([self.columns]) + lines
+        yield from parts
+
     def lines(self, batch: list[Any]) -> bytes:
-        """The lines of the next rows. Raises RowError."""
         self.columns.update(dict.fromkeys(self.flat(batch[0])))
         data = csv_bytes(self.plain(batch) or self.mixed(batch))
         self.rows += len(batch)
@@ -431,21 +428,22 @@ class Table:
 
     def plain(self, batch: list[Any]) -> Iterable[Sequence[object]] | None:
         """The cells of a batch of flat dicts with the columns known, or None if it is anything else."""
-        dated, names = "date" in batch[0], [*self.columns][1:]
-        if {*map(type, batch)} != {dict} or {*map(len, batch)} != {len(names) + dated} or len(names) < 2:
+        dated = "date" in batch[0]
+        names = [*self.columns][not dated :]
+        if {*map(type, batch)} != {dict} or {*map(len, batch)} != {len(names)} or len(names) < 2:
             return None
         try:
-            cells = list(map(operator.itemgetter(*["date"] * dated, *names), batch))
+            cells = list(map(operator.itemgetter(*names), batch))
         except KeyError:  # as many columns, but others
             return None
         if any(issubclass(cls, Mapping) for cls in {*map(type, itertools.chain.from_iterable(cells))}):
             return None
-        own_days = {*map(str, map(operator.itemgetter(0), cells))} if dated else set()
-        if own_days == {self.day}:
-            return cells
+        if not dated:
+            return map(operator.add, itertools.repeat((self.day,)), cells)
+        own_days = {*map(str, map(operator.itemgetter(0), cells))}
         for own_day in own_days:
             self.check(own_day)
-        return [(self.day, *row[dated:]) for row in cells]
+        return cells if own_days == {self.day} else [(self.day, *row[1:]) for row in cells]
 
     def mixed(self, batch: list[Any]) -> Iterable[Sequence[object]]:
         rows = [self.flat(row, number) for number, row in enumerate(batch, self.rows + 1)]
@@ -483,38 +481,28 @@ def rows_of(answer: Any) -> Iterator[Any]:
     raise RowError(f"fetch_data returned {type(answer).__name__}, not rows")
 
 
-def csv_chunks(rows: Iterator[Any], table: Table) -> Iterator[bytes]:
-    """The header and the rows of a day, a batch at a time."""
-    first = True
-    while batch := list(itertools.islice(rows, BATCH)):
-        lines = table.lines(batch)
-        yield csv_bytes([table.columns]) + lines if first else lines
-        first = False
-    if first:
-        yield csv_bytes([["date"]])
-
-
 def write_hashed(path: Path, chunks: Iterable[bytes]) -> tuple[int, str]:
     """Write a file as far as the disk; its size and SHA-256. Raises FolderError, and what `chunks` raises."""
-    sha256 = hashlib.sha256()
+    sha256, size = hashlib.sha256(), 0
     with on_disk(path):
         file = path.open("wb", buffering=0)
     with file:
         for data in chunks:
             sha256.update(data)
-            view = memoryview(data)
+            size += len(data)
             with on_disk(path):
-                while view:
-                    view = view[file.write(view) :]
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[file.write(rest) :]
         with on_disk(path):
             os.fsync(file.fileno())
-            return file.tell(), sha256.hexdigest()
+    return size, sha256.hexdigest()
 
 
 def write_day(answer: Any, day: dt.date, path: Path) -> tuple[int, int, str]:
     """Write the rows of a day to a new file; how many they are, its size and its SHA-256."""
     table = Table(day)
-    chunks = csv_chunks(rows_of(answer), table)
+    chunks = table.chunks(rows_of(answer))
     first, width = next(chunks), len(table.columns)
     written = write_hashed(path, itertools.chain([first], chunks))
     if len(table.columns) > width:
@@ -525,6 +513,15 @@ def write_day(answer: Any, day: dt.date, path: Path) -> tuple[int, int, str]:
         with on_disk(narrow):
             narrow.unlink()
     return table.rows, *written
+
+
+def failure(error: BaseException, seconds: float = 0.0) -> Outcome:
+    """The outcome of a call that raised."""
+    if isinstance(error, FolderError):
+        return Outcome(Kind.FOLDER, seconds, error=str(error))
+    kind = classify(error)
+    asked = retry_after(error, utc_now()) if kind is Kind.RATE_LIMIT else None
+    return Outcome(kind, seconds, error=reason(error), retry_after=asked)
 
 
 def call_day(fetch: Callable[[dt.date], Any], day: dt.date, path: str) -> Outcome:
@@ -539,16 +536,7 @@ def call_day(fetch: Callable[[dt.date], Any], day: dt.date, path: str) -> Outcom
     return Outcome(Kind.DONE, time.perf_counter() - began, path, *written)
 
 
-def failure(error: BaseException, seconds: float = 0.0) -> Outcome:
-    """The outcome of a call that raised."""
-    if isinstance(error, FolderError):
-        return Outcome(Kind.FOLDER, seconds, error=str(error))
-    kind = classify(error)
-    asked = retry_after(error, utc_now()) if kind is Kind.RATE_LIMIT else None
-    return Outcome(kind, seconds, error=reason(error), retry_after=asked)
-
-
-# -- the scheduler: a heap of days, the brake, one loop ------------------------------------------------------
+# -- workers -------------------------------------------------------------------------------------------------
 
 
 class Threads:
@@ -579,50 +567,73 @@ class Threads:
             self.idle.release()
 
 
-class Children:
-    """A child process for each thread that calls; one that hangs or dies is replaced."""
-
-    def __init__(self, timeout: float) -> None:
-        self.timeout, self.mine = timeout, threading.local()
-        self.all: list[Any] = []
-
-    def start(self) -> None:
-        import multiprocessing  # slow to import, and few need it
-
-        context = multiprocessing.get_context("spawn")
-        self.mine.pipe, theirs = context.Pipe()
-        self.mine.child = context.Process(target=serve, args=(theirs,))
-        self.mine.child.start()
-        self.all.append(self.mine.child)
-        theirs.close()  # so that the pipe ends when the child does
-
-    def call(self, *args: Any) -> Outcome:
-        """call_day(*args) in the child of this thread."""
-        error = "the process that made the call died"
-        try:
-            if not getattr(self.mine, "child", None):
-                self.start()
-            self.mine.pipe.send(args)
-            if self.mine.pipe.poll(self.timeout):
-                return self.mine.pipe.recv()  # type: ignore[no-any-return]
-            error = f"no answer within {self.timeout:g} s"
-        except (EOFError, OSError):
-            pass
-        self.mine.child.kill()
-        self.mine.child = None
-        return Outcome(Kind.TRANSIENT, error=error)
-
-    def close(self) -> None:
-        for child in self.all:
-            child.kill()
-
-
 def serve(pipe: Any) -> None:
     """A child process: makes calls until the program at the other end of the pipe is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches children too
     with contextlib.suppress(EOFError, OSError):
         while True:
             pipe.send(call_day(*pipe.recv()))
+
+
+class Child(threading.local):
+    """A child process for each thread that calls; one that hangs or dies is replaced."""
+
+    process: Any = None
+    pipe: Any = None
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+
+    def start(self) -> None:
+        import multiprocessing  # slow to import, and few need it
+
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs,))
+        self.process.start()
+        theirs.close()  # so that the pipe ends when the child does
+
+    def call(self, *args: Any) -> Outcome:
+        """call_day(*args) in the child of this thread."""
+        if not self.process:
+            self.start()
+        error = f"no answer within {self.timeout:g} s"
+        try:
+            self.pipe.send(args)
+            if self.pipe.poll(self.timeout):
+                return self.pipe.recv()  # type: ignore[no-any-return]
+        except (EOFError, OSError):
+            error = "the process that made the call died"
+        self.process.kill()
+        self.process = None
+        return Outcome(Kind.TRANSIENT, error=error)
+
+
+def end_children() -> None:
+    """Kill the processes that would keep the program from its end."""
+    import multiprocessing
+
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+Submit = Callable[..., "Future[Outcome]"]
+
+
+def start_executor(name: str, timeout: float) -> tuple[Submit, Callable[[], None]]:
+    """What submits call_day(fetch, day, path) to that executor, and what ends it. Raises UsageError."""
+    if name == "threads":
+        return Threads(call_day).submit, lambda: None
+    if name == "processes":
+        return Threads(Child(timeout).call).submit, end_children
+    try:
+        executor = load(name)()
+    except Exception as error:  # a cluster that does not answer, say
+        raise UsageError(f"--executor {name}: {reason(error)}") from error
+    return functools.partial(executor.submit, call_day), lambda: executor.shutdown(wait=False)
+
+
+# -- the brake -----------------------------------------------------------------------------------------------
 
 
 class Brake:
@@ -664,9 +675,9 @@ class Brake:
         if started > self.closed:
             self.passed -= 1
             self.slow_down(now)
-            self.opens = self.opened = max(self.opens, now + (self.pause if asked is None else asked))
+            asked = self.pause if asked is None else asked
             self.pause = min(2 * self.pause, self.PAUSE_MAX)
-        elif asked is not None:
+        if asked is not None:
             self.opens = self.opened = max(self.opens, now + asked)
         self.refused_since = now if self.refused_since is None else self.refused_since
         return now - self.refused_since
@@ -678,37 +689,11 @@ class Brake:
         else:
             seconds = (now - self.closed, max(now - self.opened, 0.001))
             let_through = sum(self.passed / time for time in seconds) / 2
-            self.rate = max(self.DECREASE * min(self.rate, let_through), self.FLOOR * self.rate)
-            self.base = self.rate
+            self.rate = self.base = max(self.DECREASE * min(self.rate, let_through), self.FLOOR * self.rate)
         self.closed, self.passed = now, 0
 
 
-class Limits(NamedTuple):
-    """How far the scheduler goes; times in seconds."""
-
-    workers: int = 8
-    retries: int = 5
-    timeout: float = 300.0
-    max_wait: float = 300.0
-
-
-class Tally:
-    """What happened so far."""
-
-    def __init__(self) -> None:
-        self.fetched = self.rows = self.retries = self.rate_limits = 0
-        self.failed: dict[dt.date, str] = {}
-        self.call_seconds: list[float] = []
-        self.wall = self.braked = self.aggregate = 0.0  # seconds
-        self.stops: dict[Exit, str] = {}  # what stops the run, and why
-        self.resume: dt.datetime | None = None  # when the API lets calls through again, if it said so
-
-    def count(self, finished: Iterable[Finished]) -> None:
-        for flight, outcome in finished:
-            if outcome.kind is Kind.DONE:
-                self.fetched, self.rows = self.fetched + 1, self.rows + outcome.rows
-            else:
-                self.failed[flight.job.day] = outcome.error
+# -- the scheduler: a heap of days and one loop --------------------------------------------------------------
 
 
 def wait_first(futures: Iterable[Future[Outcome]], seconds: float) -> set[Future[Outcome]]:
@@ -740,7 +725,7 @@ class Scheduler:
         self.submit, self.limits, self.tally = submit, limits, tally
         self.clock, self.wall, self.wait_first, self.uniform = clock, wall, wait_first, uniform
         self.ready: list[Job] = []
-        self.flying: dict[Future[Outcome], Flight] = {}
+        self.flying: dict[Future[Outcome], Job] = {}
         self.brake = Brake(clock())
 
     def run(self, days: Iterable[dt.date], publish: Callable[[list[Finished]], None]) -> None:
@@ -759,50 +744,50 @@ class Scheduler:
             if Exit.INTERRUPTED in self.tally.stops:
                 give_up = min(give_up, self.clock() + GRACE)
 
-    def may_launch(self) -> bool:
-        """Whether a day waits for nothing but its time."""
-        return bool(self.ready) and len(self.flying) < self.limits.workers and not self.tally.stops
+    def next_start(self) -> float:
+        """When the next call may start; inf while there is no day, no worker or no point."""
+        if not self.ready or len(self.flying) >= self.limits.workers or self.tally.stops:
+            return math.inf
+        return max(self.ready[0].at, self.brake.opens)
 
     def braking(self) -> bool:
         """Whether it is the brake that a day waits for."""
-        return self.may_launch() and self.brake.opens > max(self.ready[0].at, self.clock())
+        return self.clock() < self.brake.opens == self.next_start()
 
     def launch(self) -> None:
         """Start every call that may start now."""
-        while self.may_launch() and max(self.ready[0].at, self.brake.opens) <= (now := self.clock()):
+        while self.next_start() <= (now := self.clock()):
             job = heapq.heappop(self.ready)
             self.brake.started(now)
-            self.flying[self.submit(job.day)] = Flight(job._replace(calls=job.calls + 1), now, self.wall())
+            self.flying[self.submit(job.day)] = job._replace(calls=job.calls + 1, started=now, started_at=self.wall())
 
     def idle_seconds(self) -> float:
         """For how long nothing can happen but the end of a call."""
         now = self.clock()
-        times = [now + TICK, *(flight.started + self.limits.timeout for flight in self.flying.values())]
-        if self.may_launch():
-            times.append(max(self.ready[0].at, self.brake.opens))
-        return max(0.0, min(times) - now)
+        deadlines = (job.started + self.limits.timeout for job in self.flying.values())
+        return max(0.0, min(now + TICK, self.next_start(), *deadlines) - now)
 
     def overdue(self) -> set[Future[Outcome]]:
         """The calls past their deadline. Nobody looks at their futures again."""
         late = self.clock() - self.limits.timeout
-        return {future for future, flight in self.flying.items() if flight.started <= late}
+        return {future for future, job in self.flying.items() if job.started <= late}
 
     def land(self, future: Future[Outcome]) -> Finished | None:
         """Take a call out of flight: its day is finished, or back on the heap, or left for another run."""
-        flight, now = self.flying.pop(future), self.clock()
+        job, now = self.flying.pop(future), self.clock()
         outcome = self.outcome(future)
-        self.tally.call_seconds.append(outcome.seconds or now - flight.started)
+        self.tally.call_seconds.append(outcome.seconds or now - job.started)
         if outcome.kind is Kind.DONE:
             self.brake.succeeded()
         elif outcome.kind is Kind.RATE_LIMIT:
-            self.rate_limited(flight, outcome.retry_after, outcome.error)
+            self.hold(job, outcome, now)
             return None
-        elif outcome.kind is Kind.TRANSIENT and flight.job.failures < self.limits.retries:
-            self.again(flight.job, now)
+        elif outcome.kind is Kind.TRANSIENT and job.failures < self.limits.retries:
+            self.again(job, now)
             return None
         elif outcome.kind in (Kind.OAUTH, Kind.FOLDER):
             self.tally.stops.setdefault(Exit[outcome.kind.name], outcome.error)
-        return None if outcome.kind is Kind.FOLDER else (flight, outcome)
+        return None if outcome.kind is Kind.FOLDER else (job, outcome)
 
     def outcome(self, future: Future[Outcome]) -> Outcome:
         """What became of a call, were it that it hangs, or that its worker died."""
@@ -818,15 +803,16 @@ class Scheduler:
         delay = self.uniform(0, min(BACKOFF * 2.0**job.failures, BACKOFF_MAX))
         heapq.heappush(self.ready, job._replace(at=now + delay, failures=job.failures + 1))
 
-    def rate_limited(self, flight: Flight, asked: float | None, error: str) -> None:
+    def hold(self, job: Job, outcome: Outcome, now: float) -> None:
         """Back on the heap at once, behind the brake; or the end of the run, should that take too long."""
         self.tally.rate_limits += 1
-        heapq.heappush(self.ready, flight.job)
-        fruitless = self.brake.refused(flight.started, asked, self.clock())
-        if (asked or 0.0) > self.limits.max_wait or fruitless >= self.limits.max_wait:
+        heapq.heappush(self.ready, job)
+        asked = outcome.retry_after
+        fruitless = self.brake.refused(job.started, asked, now)
+        if fruitless >= self.limits.max_wait or (asked or 0.0) > self.limits.max_wait:
             if asked:
                 self.tally.resume = self.wall() + dt.timedelta(seconds=min(asked, 366 * 86400))
-            self.tally.stops.setdefault(Exit.QUOTA, error)
+            self.tally.stops.setdefault(Exit.QUOTA, outcome.error)
 
 
 # -- the folder and its manifest -----------------------------------------------------------------------------
@@ -880,6 +866,11 @@ def swap_in(path: Path, chunks: Iterable[bytes], flush: bool = True) -> None:
         os.replace(temp, path)
 
 
+def manifest_lines(entries: Iterable[Entry]) -> bytes:
+    """Entries as they stand in the manifest."""
+    return csv_bytes([*entry[:6], f"{entry.seconds:.3f}", *entry[7:]] for entry in entries)
+
+
 def parse_entry(line: str) -> Entry | None:
     """A line of the manifest, or None if it is not whole."""
     try:
@@ -889,18 +880,6 @@ def parse_entry(line: str) -> Entry | None:
     except (ValueError, csv.Error, StopIteration):
         return None
     return entry if status == "failed" or (status in STORED and re.fullmatch("[0-9a-f]{64}", sha256)) else None
-
-
-def read_manifest(path: Path) -> tuple[dict[dt.date, Entry], int]:
-    """The entries of a manifest, and how many of its lines are torn. Raises FolderError if it is foreign."""
-    head = ",".join(Entry._fields)
-    with on_disk(path):
-        text = path.read_text("utf-8", "replace").strip("\0") if path.exists() else head
-    first, *lines = text.splitlines() or [""]
-    if not head.startswith(first):
-        raise FolderError(f"{path} is not a manifest of this program: move it away, or choose another folder")
-    entries = [parse_entry(line) for line in lines]
-    return {entry.date: entry for entry in entries if entry}, entries.count(None) + (first != head)
 
 
 def digest(path: Path) -> str:
@@ -943,78 +922,108 @@ def adopt(path: Path, day: dt.date, today: Callable[[dt.datetime], dt.date]) -> 
 class Folder:
     """The days on disk: what the manifest says of them, and whether their files agree."""
 
+    HEADER = csv_bytes([Entry._fields])
+
     def __init__(self, root: Path, today: Callable[[dt.datetime], dt.date]) -> None:
+        self.days, self.manifest, self.ads = root / "days", root / "manifest.csv", root / "ads.csv"
         self.root, self.today = root, today  # the date at a moment in the account's zone
         self.entries: dict[dt.date, Entry] = {}
-        self.lines: dict[dt.date, bytes] = {}  # the same as they stand in the manifest
         self.damaged: dict[dt.date, str] = {}  # days whose file is not what the manifest says
         self.torn = 0  # lines of the manifest
         self.unsaved, self.flushed = False, -math.inf
         self.serial = itertools.count(1)
 
     def file(self, day: dt.date) -> Path:
-        return self.root / "days" / f"{day}.csv"
+        return self.days / f"{day}.csv"
 
     def temporary(self, day: dt.date) -> str:
         """A name for each call: one that was given up may still write to its own."""
-        return str(self.root / "days" / f".{day}.{os.getpid()}-{next(self.serial)}.tmp")
+        return str(self.days / f".{day}.{os.getpid()}-{next(self.serial)}.tmp")
 
-    def names(self) -> list[str]:
-        with on_disk(self.root / "days"):
-            return os.listdir(self.root / "days") if (self.root / "days").exists() else []
+    def names(self, pattern: re.Pattern[str]) -> list[re.Match[str]]:
+        """The files among the days whose names match."""
+        with on_disk(self.days):
+            names = sorted(os.listdir(self.days)) if self.days.exists() else []
+        return [match for match in map(pattern.fullmatch, names) if match]
 
     def read(self) -> None:
         """Read the manifest, hold it against the files, and take in whole days that it does not know."""
-        entries, self.torn = read_manifest(self.root / "manifest.csv")
-        for day, entry in entries.items():
-            self.record(entry)
-            if entry.status in STORED and (what := trouble(self.file(day), entry)):
-                self.damaged[day] = what
-        self.unsaved = bool(self.torn)
-        for match in filter(None, map(DAY_FILE.fullmatch, sorted(self.names()))):
+        with on_disk(self.manifest):
+            data = self.manifest.read_bytes() if self.manifest.exists() else self.HEADER
+        header, *lines = data.decode("utf-8", "replace").strip("\0").splitlines() or [""]
+        if not self.HEADER.decode().startswith(header):
+            raise FolderError(f"{self.manifest} is not a manifest of this program: move it away")
+        parsed = [parse_entry(line) for line in lines]
+        self.torn = parsed.count(None) + (not data.startswith(self.HEADER))
+        self.entries = {entry.date: entry for entry in parsed if entry}
+        self.damaged = {day: what for day in self.stored() if (what := trouble(self.file(day), self.entries[day]))}
+        for match in self.names(DAY_FILE):
             with contextlib.suppress(ValueError):  # 2023-02-30.csv is nobody's
                 day = dt.date.fromisoformat(match[1])
-                if day not in entries and (found := adopt(self.file(day), day, self.today)):
-                    self.record(found)
+                if day not in self.entries and (found := adopt(self.file(day), day, self.today)):
+                    self.entries[day] = found
+        self.unsaved = data != self.text()
 
-    def record(self, entry: Entry) -> None:
-        self.entries[entry.date], self.unsaved = entry, True
-        self.lines[entry.date] = csv_bytes([[*entry[:6], f"{entry.seconds:.3f}", *entry[7:]]])
+    def text(self) -> bytes:
+        """The manifest as it should be."""
+        return self.HEADER + manifest_lines(self.entries[day] for day in sorted(self.entries))
+
+    def state(self, day: dt.date) -> str:
+        """complete, provisional, failed, damaged or missing."""
+        return "damaged" if day in self.damaged else self.entries[day].status if day in self.entries else "missing"
 
     def stored(self) -> list[dt.date]:
         """The days that are there, in order."""
-        return sorted(d for d, entry in self.entries.items() if entry.status in STORED and d not in self.damaged)
+        return [day for day in sorted(self.entries) if self.state(day) in STORED]
 
     def complete(self) -> set[dt.date]:
-        return {day for day in self.stored() if self.entries[day].status == "complete"}
+        return {day for day in self.entries if self.state(day) == "complete"}
 
     def publish(self, finished: Iterable[Finished]) -> None:
         """Swap in the days fetched and write down what happened: the one place where days change."""
-        for flight, outcome in finished:
-            day, status = flight.job.day, "failed"
+        news: dict[dt.date, Entry] = {}
+        for job, outcome in finished:
+            day, status = job.day, "failed"
             if outcome.kind is Kind.DONE:
                 with on_disk(self.file(day)):
                     os.replace(outcome.path, self.file(day))
                 self.damaged.pop(day, None)
-                status = "complete" if self.today(flight.started_at) > day else "provisional"
-            elif day in self.stored():
+                status = "complete" if self.today(job.started_at) > day else "provisional"
+            elif self.state(day) in STORED:
                 continue  # a refresh that fails leaves the day as it was
-            written = (outcome.rows, outcome.bytes, outcome.sha256, flight.job.calls, outcome.seconds)
-            self.record(Entry(day, status, *written, stamp(flight.started_at), outcome.error))
-        self.save(time.monotonic() - self.flushed > FLUSH)
+            written = (outcome.rows, outcome.bytes, outcome.sha256, job.calls, outcome.seconds)
+            news[day] = Entry(day, status, *written, stamp(job.started_at), outcome.error)
+        known = self.entries.keys() & news
+        self.entries.update(news)
+        self.unsaved = self.unsaved or bool(news)
+        due = time.monotonic() - self.flushed > FLUSH
+        if known:
+            self.save(due)
+        elif self.unsaved:
+            self.append(manifest_lines(news.values()), due)
+
+    def append(self, lines: bytes, flush: bool) -> None:
+        """Add lines to the manifest, all or none; the next `save` puts them in order."""
+        with on_disk(self.manifest), self.manifest.open("ab", buffering=0) as file:
+            end = file.tell()
+            if file.write(lines) < len(lines):
+                file.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if flush:
+                os.fsync(file.fileno())
+                self.flushed = time.monotonic()
 
     def save(self, flush: bool = True) -> None:
-        """Write the manifest, if there is news or it was not flushed."""
-        if self.unsaved:
-            lines = [csv_bytes([Entry._fields]), *(self.lines[day] for day in sorted(self.lines))]
-            swap_in(self.root / "manifest.csv", lines, flush)
+        """Write the whole manifest, in order of days, if it has not been written so."""
+        if self.unsaved or not self.manifest.exists():
+            swap_in(self.manifest, [self.text()], flush)
             self.unsaved, self.flushed = not flush, time.monotonic() if flush else self.flushed
 
     def sweep(self) -> None:
         """Remove the temporary files of calls that were killed or given up."""
-        for name in filter(TEMPORARY.fullmatch, self.names()):
-            with on_disk(self.root / "days" / name):
-                (self.root / "days" / name).unlink(missing_ok=True)
+        for match in self.names(TEMPORARY):
+            with on_disk(self.days / match[0]):
+                (self.days / match[0]).unlink(missing_ok=True)
 
 
 # -- the aggregate -------------------------------------------------------------------------------------------
@@ -1054,14 +1063,12 @@ def has_bytes(path: Path, chunks: Iterable[bytes]) -> bool:
         return all(file.read(len(data)) == data for data in chunks) and not file.read(1)
 
 
-def build_aggregate(folder: Folder, tally: Tally) -> None:
-    """Bring ads.csv up to date. Without new days it is compared with the old: a kill may have come first."""
-    began, path = time.monotonic(), folder.root / "ads.csv"
+def build_aggregate(folder: Folder) -> None:
+    """Bring ads.csv up to date. It is compared first: a kill may have come before it was built."""
     paths = [folder.file(day) for day in folder.stored()]
-    with on_disk(path):
-        if tally.fetched or not has_bytes(path, aggregate(paths)):
-            swap_in(path, aggregate(paths))
-    tally.aggregate = time.monotonic() - began
+    with on_disk(folder.ads):
+        if not has_bytes(folder.ads, aggregate(paths)):
+            swap_in(folder.ads, aggregate(paths))
 
 
 # -- progress and summary ------------------------------------------------------------------------------------
@@ -1074,26 +1081,17 @@ class Progress:
         self.stream, self.total, self.clock, self.live = stream, total, clock, stream.isatty()
         self.began = self.shown = clock()
 
-    def show(self, tally: Tally, scheduler: Scheduler) -> None:
+    def show(self, tally: Tally, in_flight: int, braking: bool) -> None:
         """Write the line when it is time for one."""
-        now = self.clock()
-        if now - self.shown >= (0.1 if self.live else 10.0):
-            self.shown = now
-            self.write(self.line(tally, scheduler, now - self.began))
-
-    def line(self, tally: Tally, scheduler: Scheduler, seconds: float) -> str:
-        done = tally.fetched + len(tally.failed)
-        pace = done / max(seconds, 0.001)
-        parts = [
-            f"{done}/{self.total} days",
-            f"{tally.rows:,} rows",
-            f"{pace:.1f} days/s",
-            f"{len(scheduler.flying)} in flight",
-            f"{tally.retries} retries",
-            *(["braking"] if scheduler.braking() else []),
-            f"{(self.total - done) / pace:.0f} s left" if done else "time left unknown",
-        ]
-        return ", ".join(parts)
+        now, done = self.clock(), tally.fetched + len(tally.failed)
+        if now - self.shown < (0.1 if self.live else 10.0):
+            return
+        self.shown, pace = now, done / max(now - self.began, 0.001)
+        left = f"{(self.total - done) / pace:.0f} s left" if done else "time left unknown"
+        self.write(
+            f"{done}/{self.total} days, {tally.rows:,} rows, {pace:.1f} days/s, {in_flight} in flight, "
+            f"{tally.retries} retries, {'braking, ' if braking else ''}{left}"
+        )
 
     def write(self, line: str) -> None:
         """Write over the live line, or below the last line; '' takes the live line away."""
@@ -1106,16 +1104,11 @@ class Progress:
         self.stream.flush()
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The nearest-rank percentile of sorted values; 0 of none."""
-    return values[max(0, math.ceil(share * len(values)) - 1)] if values else 0.0
-
-
 def summarize(tally: Tally, folder: Folder, wanted: Sequence[dt.date], planned: int) -> dict[str, Any]:
-    """The outcome of a run in plain values; times in seconds."""
+    """The outcome of a run in plain values; times in seconds, percentiles by nearest rank."""
     calls = sorted(tally.call_seconds)
-    total = sum(calls)
-    code = next((code for code in PRECEDENCE if code in tally.stops), Exit.FAILED if tally.failed else Exit.OK)
+    code = next((code for code in Exit if code in tally.stops), Exit.FAILED if tally.failed else Exit.OK)
+    ranks = {name: math.ceil(share * len(calls)) - 1 for name, share in (("p50", 0.5), ("p95", 0.95), ("max", 1.0))}
     return {
         "exit_code": int(code),
         "start": str(wanted[0]),
@@ -1128,176 +1121,75 @@ def summarize(tally: Tally, folder: Folder, wanted: Sequence[dt.date], planned: 
         "rows": tally.rows,
         "wall_seconds": round(tally.wall, 3),
         "calls": len(calls),
-        "call_seconds": round(total, 3),
-        "speedup": round(total / tally.wall, 2),
-        **{name: round(percentile(calls, p), 3) for name, p in (("p50", 0.5), ("p95", 0.95), ("max", 1.0))},
+        "call_seconds": round(sum(calls), 3),
+        "speedup": round(sum(calls) / tally.wall, 2),
+        **{name: round(calls[rank], 3) if calls else 0.0 for name, rank in ranks.items()},
         "retries": tally.retries,
         "rate_limits": tally.rate_limits,
         "braked_seconds": round(tally.braked, 3),
         "aggregate_seconds": round(tally.aggregate, 3),
         "stopped": {code.name.lower(): why for code, why in tally.stops.items()},
         "resume_at": stamp(tally.resume) if tally.resume else None,
-        "files": [str(folder.root / name) for name in ("ads.csv", "days", "manifest.csv")],
+        "files": [str(path) for path in (folder.ads, folder.days, folder.manifest)],
     }
 
 
 def summary_lines(told: Mapping[str, Any]) -> Iterator[str]:
     """A summary for people."""
-    yield "{start} to {end}: {fetched} days fetched, {skipped} skipped, ".format(**told) + (
-        f"{len(told['failed'])} failed" + (f", {told['left']} left" if told["left"] else "")
+    left = f", {told['left']} left" if told["left"] else ""
+    yield "{start} to {end}: {fetched} days fetched, {skipped} skipped, {0} failed{1}".format(
+        len(told["failed"]), left, **told
     )
     for day, why in told["failed"].items():
         yield f"  {day} failed: {why}"
     if told["calls"]:
         yield (
             "{rows:,} rows in {wall_seconds:.2f} s; {calls} calls took {call_seconds:.2f} s in all: "
-            "{speedup:.1f} times as fast as one after another"
-        ).format(**told)
-        yield (
+            "{speedup:.1f} times as fast as one after another\n"
             "per call p50 {p50:.3f} s, p95 {p95:.3f} s, max {max:.3f} s; {retries} retries, "
             "{rate_limits} rate limits, braked {braked_seconds:.1f} s; ads.csv in {aggregate_seconds:.2f} s"
         ).format(**told)
     yield "files: " + ", ".join(told["files"])
 
 
-def advice(tally: Tally) -> Iterator[str]:
+ADVICE = {
+    "interrupted": "interrupted ({why}): run the same command again to go on",
+    "folder": "the folder cannot be used: {why}",
+    "oauth": "the API refuses the credentials: renew them and run the same command again ({why})",
+    "quota": "the quota is used up: run the same command again {when} ({why})",
+}
+
+
+def advice(told: Mapping[str, Any]) -> Iterator[str]:
     """What stopped a run, and what to do about it."""
-    when = f"after {stamp(tally.resume)}" if tally.resume else "tomorrow, when a daily quota begins anew"
-    texts = {
-        Exit.INTERRUPTED: "interrupted ({why}): run the same command again to go on",
-        Exit.FOLDER: "the folder cannot be used: {why}",
-        Exit.OAUTH: "the API refuses the credentials: renew them and run the same command again ({why})",
-        Exit.QUOTA: "the quota is used up: run the same command again {when} ({why})",
-    }
-    return (texts[code].format(why=tally.stops[code], when=when) for code in PRECEDENCE if code in tally.stops)
+    when = f"after {told['resume_at']}" if told["resume_at"] else "tomorrow, when a daily quota begins anew"
+    return (ADVICE[name].format(why=told["stopped"][name], when=when) for name in ADVICE if name in told["stopped"])
 
 
 MARKS = {"complete": "#", "provisional": "~", "failed": "x", "damaged": "!", "missing": "."}
-
-
-def state(folder: Folder, day: dt.date) -> str:
-    """One of MARKS."""
-    return "damaged" if day in folder.damaged else folder.entries[day].status if day in folder.entries else "missing"
 
 
 def calendar_lines(folder: Folder, days: Sequence[dt.date]) -> Iterator[str]:
     """A line a month with a mark a day, then what is not complete, with what is known of it."""
     yield "         " + "".join(f"{n:<10}" for n in (1, 11, 21, 31)).rstrip()
     for month, group in itertools.groupby(days, key=lambda day: str(day)[:7]):
-        marks = {day.day: MARKS[state(folder, day)] for day in group}
+        marks = {day.day: MARKS[folder.state(day)] for day in group}
         yield f"{month}  " + "".join(marks.get(n, " ") for n in range(1, 32)).rstrip()
     yield "  ".join(f"{mark} {name}" for name, mark in MARKS.items())
     for name in ("missing", "provisional"):
-        yield from (f"{name}: {span}" for span in spans(day for day in days if state(folder, day) == name))
+        yield from (f"{name}: {span}" for span in spans(day for day in days if folder.state(day) == name))
     for day in days:
-        if state(folder, day) in ("damaged", "failed"):
-            yield f"{state(folder, day)}: {day}: {folder.damaged.get(day) or folder.entries[day].error}"
+        if (name := folder.state(day)) in ("damaged", "failed"):
+            yield f"{name}: {day}: {folder.damaged.get(day) or folder.entries[day].error}"
 
 
-# -- command line --------------------------------------------------------------------------------------------
-
-USAGE = "fetch_ads.py [options] (START END | --backfill | --daily | --check [START END]) FOLDER"
+# -- a run ---------------------------------------------------------------------------------------------------
 
 
 def tell(text: str) -> None:
     """Print a result, though nobody may read it."""
     with contextlib.suppress(BrokenPipeError):
         print(text)
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(Exit.USAGE, f"fetch_ads.py: {one_line(message)}\n")
-
-
-def number(kind: Callable[[str], float], least: float, most: float = math.inf) -> Callable[[str], float]:
-    """A parser of numbers within bounds."""
-
-    def parse(text: str) -> float:
-        with contextlib.suppress(ValueError):
-            if least <= (value := kind(text)) <= most and math.isfinite(value):
-                return value
-        bounds = f"from {least:g} to {most:g}" if math.isfinite(most) else f"of {least:g} or more"
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number {bounds}")
-
-    return parse
-
-
-def arguments() -> Parser:
-    """The command line."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser("fetch_ads.py", usage=USAGE, description=__doc__, formatter_class=raw, allow_abbrev=False)
-    add, mode = parser.add_argument, parser.add_mutually_exclusive_group()
-    add("places", nargs="*", metavar="START END FOLDER", help="days as YYYY-MM-DD, YYYYMMDD or YYYY/MM/DD")
-    mode.add_argument("--backfill", action="store_true", help="the two years up to yesterday")
-    mode.add_argument("--daily", action="store_true", help="the same; one line when nothing is missing")
-    mode.add_argument("--check", action="store_true", help="show what is there; exit 1 if there are gaps")
-    add("--fetcher", metavar="NAME", help="module:function or path/to/file.py:function (a simulation)")
-    add("--workers", type=number(int, 1), default=8, help="days in flight at most (8)")
-    add("--retries", type=number(int, 0), default=5, help="further tries of one day (5)")
-    add("--timeout", type=number(float, 0.001), default=300.0, help="seconds for one call (300)")
-    add("--max-wait", type=number(float, 0), default=300.0, help="longest retry-after to wait for (300)")
-    add("--refresh-days", type=number(int, 0), default=0, help="fetch the last N days again (0)")
-    add("--timezone", metavar="ZONE", help="the account's: it says what today is (the machine's)")
-    add("--force", action="store_true", help="fetch the whole range again")
-    add("--dry-run", action="store_true", help="show the plan and the number of calls, and nothing else")
-    add("--json", action="store_true", help="the summary as one JSON object on stdout")
-    add("--executor", default="threads", metavar="NAME", help="or processes or module:factory (threads)")
-    add("--simulate-errors", type=number(float, 0, 1), metavar="SHARE", help="of simulated calls to fail (0)")
-    return parser
-
-
-def zone_named(name: str | None) -> dt.tzinfo | None:
-    """A time zone; None is the machine's. Raises UsageError."""
-    if name is None or name == "UTC":  # known without a database of zones
-        return dt.timezone.utc if name else None
-    import zoneinfo
-
-    try:
-        return zoneinfo.ZoneInfo(name)
-    except (KeyError, ValueError, OSError):
-        raise UsageError(
-            f"--timezone {name}: this machine knows no such zone (`pip install tzdata` knows all)"
-        ) from None
-
-
-def wanted_days(options: argparse.Namespace, today: dt.date) -> tuple[list[dt.date], Path]:
-    """The days a command speaks of (none: --check of all there are) and the folder. Raises UsageError."""
-    *dates, folder = options.places or [""]
-    counts = {0} if options.backfill or options.daily else {0, 2} if options.check else {2}
-    if not folder or len(dates) not in counts:
-        raise UsageError(f"usage: {USAGE}")
-    if options.simulate_errors is not None and options.fetcher:
-        raise UsageError("--simulate-errors is for the simulation, not for --fetcher")
-    if dates:
-        return days_between(*parse_range(dates[0], dates[1], today)), Path(folder)
-    return [] if options.check else days_between(*two_years(today)), Path(folder)
-
-
-def check(folder: Folder, days: list[dt.date], as_json: bool) -> int:
-    """Show the calendar of a folder; 1 if there are gaps in it, or if there is nothing at all."""
-    folder.read()
-    if not days and folder.entries:
-        days = days_between(min(folder.entries), max(folder.entries))
-    states = {str(day): state(folder, day) for day in days}
-    code = int(not days or not set(states.values()) <= set(STORED))
-    if as_json:
-        tell(json.dumps({"exit_code": code, "days": states}))
-    else:
-        tell("\n".join(calendar_lines(folder, days)) if days else f"no days in {folder.root}")
-    return code
-
-
-def show_plan(wanted: list[dt.date], missing: list[dt.date], as_json: bool) -> int:
-    """Tell what a run would do."""
-    if as_json:
-        plan = {"wanted": len(wanted), "skipped": len(wanted) - len(missing), "calls": len(missing)}
-        tell(json.dumps({"exit_code": 0, **plan, "days": [str(day) for day in missing]}))
-    else:
-        print(f"{len(wanted)} days wanted, {len(wanted) - len(missing)} complete, {len(missing)} calls to make")
-    return Exit.OK
 
 
 @contextlib.contextmanager
@@ -1317,28 +1209,12 @@ def signals(tally: Tally) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-Submit = Callable[..., "Future[Outcome]"]
-
-
-def start_executor(name: str, timeout: float) -> tuple[Submit, Callable[[], None]]:
-    """What submits call_day(fetch, day, path) to that executor, and what ends it. Raises UsageError."""
-    if name == "threads":
-        return Threads(call_day).submit, lambda: None
-    if name == "processes":
-        children = Children(timeout)
-        return Threads(children.call).submit, children.close
-    try:
-        executor = load(name)()
-    except Exception as error:  # a cluster that does not answer, say
-        raise UsageError(f"--executor {name}: {reason(error)}") from error
-    return functools.partial(executor.submit, call_day), lambda: executor.shutdown(wait=False)
-
-
 def fetch(folder: Folder, missing: list[dt.date], options: argparse.Namespace, tally: Tally) -> None:
     """Fetch the missing days into the folder. Raises FolderError, UsageError."""
     if not options.fetcher:
         print("SIMULATED DATA: no --fetcher was given. Keep real data in another folder.", file=sys.stderr)
-    fetcher = Fetcher(options.fetcher) if options.fetcher else Simulation(options.simulate_errors or 0.0)
+    simulation = functools.partial(simulated, options.simulate_errors or 0.0)
+    fetcher = functools.partial(loaded, options.fetcher) if options.fetcher else simulation
     submit_call, close = start_executor(options.executor, options.timeout)
     progress = Progress(sys.stderr or io.StringIO(), len(missing))
 
@@ -1353,41 +1229,15 @@ def fetch(folder: Folder, missing: list[dt.date], options: argparse.Namespace, t
     def publish(finished: list[Finished]) -> None:
         folder.publish(finished)
         tally.count(finished)
-        progress.show(tally, scheduler)
+        progress.show(tally, len(scheduler.flying), scheduler.braking())
 
-    limits = Limits(options.workers, options.retries, options.timeout, options.max_wait)
-    scheduler = Scheduler(submit, limits, tally)
+    scheduler = Scheduler(submit, Limits(*(getattr(options, name) for name in Limits._fields)), tally)
     try:
         scheduler.run(missing, publish)
     finally:
         progress.write("")
         close()
         folder.sweep()
-
-
-def run(folder: Folder, wanted: list[dt.date], options: argparse.Namespace) -> int:
-    """Fetch what is missing, build ads.csv, tell what happened. Raises FolderError if it cannot begin."""
-    tally, began = Tally(), time.monotonic()
-    with on_disk(folder.root):
-        folder.root.mkdir(parents=True, exist_ok=True)
-    with signals(tally), locked(folder.root / ".lock"):
-        folder.read()
-        warn(folder, wanted)
-        with on_disk(folder.root / "days"):
-            (folder.root / "days").mkdir(exist_ok=True)
-        folder.sweep()
-        missing = missing_days(wanted, folder.complete(), options.refresh_days, options.force)
-        try:
-            if missing:
-                fetch(folder, missing, options, tally)
-            folder.save()
-            build_aggregate(folder, tally)
-        except FolderError as error:
-            tally.stops.setdefault(Exit.FOLDER, str(error))
-    tally.wall = time.monotonic() - began
-    told = summarize(tally, folder, wanted, len(missing))
-    report(told, tally, options)
-    return int(told["exit_code"])
 
 
 def warn(folder: Folder, wanted: list[dt.date]) -> None:
@@ -1399,16 +1249,141 @@ def warn(folder: Folder, wanted: list[dt.date]) -> None:
         print(f"{len(elsewhere)} {text}", file=sys.stderr)
 
 
-def report(told: Mapping[str, Any], tally: Tally, options: argparse.Namespace) -> None:
+def report(told: Mapping[str, Any], options: argparse.Namespace) -> None:
     """The summary on stdout; what stopped the run on stderr."""
     if options.json:
         tell(json.dumps(told))
-    elif options.daily and told["skipped"] == told["wanted"] and not tally.stops:
+    elif options.daily and told["skipped"] == told["wanted"] and not told["stopped"]:
         tell(f"nothing to fetch: all {told['wanted']} days from {told['start']} to {told['end']} are there")
     else:
         tell("\n".join(summary_lines(told)))
-    for line in advice(tally):
+    for line in advice(told):
         print(line, file=sys.stderr)
+
+
+def run(folder: Folder, wanted: list[dt.date], options: argparse.Namespace) -> int:
+    """Fetch what is missing, build ads.csv, tell what happened. Raises FolderError if it cannot begin."""
+    tally, began = Tally(), time.monotonic()
+    with on_disk(folder.root):
+        folder.root.mkdir(parents=True, exist_ok=True)
+    with signals(tally), locked(folder.root / ".lock"):
+        folder.read()
+        warn(folder, wanted)
+        with on_disk(folder.days):
+            folder.days.mkdir(exist_ok=True)
+        folder.sweep()
+        missing = missing_days(wanted, folder.complete(), options.refresh_days, options.force)
+        try:
+            folder.save()
+            if missing:
+                fetch(folder, missing, options, tally)
+                folder.save()
+            fetched = time.monotonic()
+            build_aggregate(folder)
+            tally.aggregate = time.monotonic() - fetched
+        except FolderError as error:
+            tally.stops.setdefault(Exit.FOLDER, str(error))
+    tally.wall = time.monotonic() - began
+    told = summarize(tally, folder, wanted, len(missing))
+    report(told, options)
+    return int(told["exit_code"])
+
+
+def show_plan(wanted: list[dt.date], missing: list[dt.date], as_json: bool) -> int:
+    """Tell what a run would do."""
+    plan = {"wanted": len(wanted), "skipped": len(wanted) - len(missing), "calls": len(missing)}
+    if as_json:
+        tell(json.dumps({"exit_code": 0, **plan, "days": [str(day) for day in missing]}))
+    else:
+        tell("{wanted} days wanted, {skipped} complete, {calls} calls to make".format(**plan))
+    return Exit.OK
+
+
+def check(folder: Folder, days: list[dt.date], as_json: bool) -> int:
+    """Show the calendar of a folder; 1 if there are gaps in it, or if there is nothing at all."""
+    if not days and folder.entries:
+        days = days_between(min(folder.entries), max(folder.entries))
+    states = {str(day): folder.state(day) for day in days}
+    code = int(not days or not set(states.values()) <= set(STORED))
+    if as_json:
+        tell(json.dumps({"exit_code": code, "days": states}))
+    else:
+        tell("\n".join(calendar_lines(folder, days)) if days else f"no days in {folder.root}")
+    return code
+
+
+# -- command line --------------------------------------------------------------------------------------------
+
+USAGE = "fetch_ads.py [options] (START END | --backfill | --daily | --check [START END]) FOLDER"
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(Exit.USAGE, f"fetch_ads.py: {one_line(message)}\n")
+
+
+def number(kind: Callable[[str], float], least: float, most: float = sys.float_info.max) -> Callable[[str], float]:
+    """A parser of numbers within bounds."""
+
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if least <= (value := kind(text)) <= most:
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least:g} to {most:g}")
+
+    return parse
+
+
+def arguments() -> Parser:
+    """The command line."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser("fetch_ads.py", usage=USAGE, description=__doc__, formatter_class=raw, allow_abbrev=False)
+    add, mode = parser.add_argument, parser.add_mutually_exclusive_group()
+    add("places", nargs="*", metavar="START END FOLDER", help="days as YYYY-MM-DD, YYYYMMDD or YYYY/MM/DD")
+    mode.add_argument("--backfill", action="store_true", help="the two years up to yesterday")
+    mode.add_argument("--daily", action="store_true", help="the same; one line when nothing is missing")
+    mode.add_argument("--check", action="store_true", help="show what is there; exit 1 if there are gaps")
+    add("--fetcher", metavar="NAME", help="module:function or path/to/file.py:function (a simulation)")
+    add("--workers", type=number(int, 1), help="days in flight at most (%(default)s)")
+    add("--retries", type=number(int, 0), help="further tries of one day (%(default)s)")
+    add("--timeout", type=number(float, 0.001), help="seconds for one call (%(default)g)")
+    add("--max-wait", type=number(float, 0), help="longest retry-after to wait for (%(default)g)")
+    add("--refresh-days", type=number(int, 0), default=0, help="fetch the last N days again (%(default)s)")
+    add("--timezone", metavar="ZONE", help="the account's: it says what today is (the machine's)")
+    add("--force", action="store_true", help="fetch the whole range again")
+    add("--dry-run", action="store_true", help="show the plan and the number of calls, and nothing else")
+    add("--json", action="store_true", help="the summary as one JSON object on stdout")
+    add("--executor", default="threads", metavar="NAME", help="or processes or module:factory (threads)")
+    add("--simulate-errors", type=number(float, 0, 1), metavar="SHARE", help="of simulated calls to fail (0)")
+    parser.set_defaults(**Limits()._asdict())
+    return parser
+
+
+def zone_named(name: str | None) -> dt.tzinfo | None:
+    """A time zone; None is the machine's. Raises UsageError."""
+    if name is None or name == "UTC":  # known without a database of zones
+        return dt.timezone.utc if name else None
+    import zoneinfo
+
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        raise UsageError(f"--timezone {name}: no such zone is known here (`pip install tzdata` knows all)") from None
+
+
+def wanted_days(options: argparse.Namespace, today: dt.date) -> tuple[list[dt.date], Path]:
+    """The days a command speaks of (none: --check of all there are) and the folder. Raises UsageError."""
+    *dates, folder = options.places or [""]
+    counts = {0} if options.backfill or options.daily else {0, 2} if options.check else {2}
+    if not folder or len(dates) not in counts:
+        raise UsageError(f"usage: {USAGE}")
+    if options.simulate_errors is not None and options.fetcher:
+        raise UsageError("--simulate-errors is for the simulation, not for --fetcher")
+    if dates:
+        return days_between(*parse_range(dates[0], dates[1], today)), Path(folder)
+    return [] if options.check else days_between(*two_years(today)), Path(folder)
 
 
 def command(options: argparse.Namespace) -> int:
@@ -1416,15 +1391,15 @@ def command(options: argparse.Namespace) -> int:
     zone = zone_named(options.timezone)
     wanted, root = wanted_days(options, utc_now().astimezone(zone).date())
     folder = Folder(root, lambda moment: moment.astimezone(zone).date())
+    if options.check or options.dry_run:
+        folder.read()
     if options.check:
         return check(folder, wanted, options.json)
     if options.dry_run:
-        folder.read()
         missing = missing_days(wanted, folder.complete(), options.refresh_days, options.force)
         return show_plan(wanted, missing, options.json)
-    for spec in (options.fetcher, options.executor):
-        if spec not in (None, "threads", "processes"):
-            load(spec)  # before anything is created
+    for spec in {options.fetcher, options.executor} - {None, "threads", "processes"}:
+        load(spec)  # before anything is created
     return run(folder, wanted, options)
 
 

@@ -31,7 +31,7 @@ def test_a_transient_error_is_tried_again_until_it_succeeds(world: World) -> Non
     world.run([DAY])
     assert world.tally.retries == 3
     assert [outcome.kind for _, outcome in world.finished] == [Kind.DONE]
-    assert world.finished[0][0].job.calls == 4
+    assert world.finished[0][0].calls == 4
 
 
 def test_tries_end_with_retries_and_the_day_has_failed(world: World) -> None:
@@ -70,7 +70,7 @@ def test_other_errors_fail_their_day_and_no_other(world: World) -> None:
     world.answer = lambda day, now: (1.0, bug if day == DAY else OK)
     world.run(DAYS)
     assert len(world.finished) == 31
-    assert [flight.job.day for flight, outcome in world.finished if outcome.error] == [DAY]
+    assert [job.day for job, outcome in world.finished if outcome.error] == [DAY]
     assert len(world.tries(DAY)) == 1
 
 

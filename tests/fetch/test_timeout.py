@@ -57,10 +57,10 @@ def test_a_thread_that_does_not_come_back_is_replaced() -> None:
 @pytest.mark.parametrize("executor", ["threads", "processes"])
 def test_the_program_ends_though_a_call_hangs(command: Command, executor: str) -> None:
     command.fetcher("if day.day == 2: time.sleep(600)\nreturn [{'a': 1}]")
-    line = ("2023-01-01", "2023-01-04", "--timeout", "2", "--retries", "0", "--executor", executor)
+    line = ("2023-01-01", "2023-01-04", "--timeout", "5", "--retries", "0", "--executor", executor)
     out, err = (run := command.start(*line)).communicate(timeout=60)
     assert run.returncode == Exit.FAILED, err
-    assert "2023-01-02 failed: no answer within 2 s" in out
+    assert "2023-01-02 failed: no answer within 5 s" in out
     assert len(command.ads()) == 3
     assert not [name for name in command.everything() if name.endswith(".tmp")]
 
