@@ -13,7 +13,7 @@ import falcon.testing
 import pytest
 
 from inventory_api import DatabaseUnavailable
-from tests.api.conftest import Service
+from tests.api.conftest import Service, until
 
 READS = [("/products/1", ""), ("/products", "sort=price"), ("/products/search", "name=oak")]
 reads = pytest.mark.parametrize(("path", "query"), READS)
@@ -120,15 +120,9 @@ def test_many_who_miss_at_once_make_one_query(
 ) -> None:
     slow = SlowReads(desks, monkeypatch)
     first = slow.begin(path, query)
-    arrived = threading.Barrier(6)
-
-    def join() -> falcon.testing.Result:
-        arrived.wait(20)
-        return desks.get(path, query)
-
     with ThreadPoolExecutor(5) as pool:
-        others = [pool.submit(join) for _ in range(5)]
-        arrived.wait(20)
+        others = [pool.submit(desks.get, path, query) for _ in range(5)]
+        until(lambda: 'cache_misses_total{process="1"} 6\n' in desks.get("/metrics").text)
         slow.go_on()
         texts = {reader.result(20).text for reader in [first, *others]}
     assert (len(texts), slow.count) == (1, 1)
