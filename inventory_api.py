@@ -451,6 +451,29 @@ def file_identity(path: str) -> tuple[int, int] | None:
     return None
 
 
+class Turn(NamedTuple):
+    """A write that waits for others, or that others wait for; once woken without a result, it is the first."""
+
+    work: Callable[[Execute], Any]
+    result: Future[Any]
+    woken: threading.Event
+
+
+def in_turn(turns: Iterable[Turn]) -> Callable[[Execute], list[Any]]:
+    """The work of all, which gives their results, or the errors by which they refused to change anything."""
+
+    def attempt(turn: Turn, execute: Execute) -> Any:
+        before = execute("SELECT total_changes()")
+        try:
+            return turn.work(execute)
+        except InventoryError as error:
+            if execute("SELECT total_changes()") != before:  # to undo it is to undo what others did as well
+                raise
+            return error
+
+    return lambda execute: [attempt(turn, execute) for turn in turns]
+
+
 class SQLiteDatabase(Database):
     dialect = "sqlite"
     begin = "BEGIN IMMEDIATE"  # a write lock taken later, in mid-transaction, could not be waited for
@@ -471,7 +494,8 @@ class SQLiteDatabase(Database):
         super().__init__(deadline)
         self._path, self._was_open = path, False
         self._last_change: Row | None = None
-        self._writing = threading.Lock()
+        self._turns: list[Turn] = []  # the first of them leads
+        self._turns_lock = threading.Lock()
 
     def _connect(self) -> sqlite3.Connection:
         mode = "rw" if self._was_open else "rwc"  # a file that goes away later is away, and not to be made anew
@@ -496,13 +520,38 @@ class SQLiteDatabase(Database):
         return super()._run(work, may_retry)
 
     def write(self, work: Callable[[Execute], T]) -> T:
-        """One thread at a time: SQLite would have the others sleep and try again, and the luckless wait for seconds."""
-        if not self._writing.acquire(timeout=LOCK_TIMEOUT):
-            raise DatabaseUnavailable("the database cannot serve this now; try again in a moment")
+        """As above. What is asked for while another write is flushed is written together, and flushed once.
+
+        SQLite would have all who wait sleep and try again, and the luckless for seconds. This is a group commit: who
+        finds nobody before it leads, and when it is done, so does the first of those who came meanwhile.
+        """
+        turn = Turn(work, Future(), threading.Event())
+        with self._turns_lock:
+            self._turns.append(turn)
+            leads = len(self._turns) == 1
+        if not leads:
+            turn.woken.wait()
+        if not turn.result.done():
+            self._write_turns(self._turns[:])
+        return turn.result.result()  # type: ignore[no-any-return]
+
+    def _write_turns(self, turns: list[Turn]) -> None:
+        for turn, outcome in zip(turns, self._outcomes(turns), strict=True):
+            failed = isinstance(outcome, BaseException)
+            turn.result.set_exception(outcome) if failed else turn.result.set_result(outcome)
+        with self._turns_lock:
+            del self._turns[: len(turns)]
+            leader = self._turns[:1]
+        for turn in turns + leader:
+            turn.woken.set()
+
+    def _outcomes(self, turns: list[Turn]) -> list[Any]:
         try:
-            return super().write(work)
-        finally:
-            self._writing.release()
+            return super().write(in_turn(turns)) if len(turns) > 1 else [super().write(turns[0].work)]
+        except BaseException as error:
+            if len(turns) == 1 or isinstance(error, DatabaseUnavailable):
+                return [error] * len(turns)
+        return [outcome for turn in turns for outcome in self._outcomes([turn])]  # one error undid them all: each alone
 
     def _executor(self, connection: sqlite3.Connection) -> Execute:
         return lambda sql, **parameters: connection.execute(sql, parameters).fetchall()
