@@ -94,6 +94,7 @@ HEALTH_TIMEOUT = 4.0  # seconds for the answer to --check-health
 RESTART_PAUSE = 0.5  # seconds before a process takes the place of one that died
 RETRY_AFTER = 1  # seconds a client is told to wait while the database is away
 PATIENCE = 0.5  # seconds that a request waits for others to be done with the database while none is
+LOG_PAUSE = 0.05  # seconds between two writes of the access log
 LISTENER_PAUSE = 0.2  # seconds, at first, between two attempts to connect
 MAX_HEARD = 1000  # notifications that wait to be looked at
 UPDATE_ATTEMPTS = 100  # of one PATCH, while others keep changing its row
@@ -2198,6 +2199,13 @@ class Channel(waitress.channel.HTTPChannel):
             self.began = time.monotonic()
         return bool(result)
 
+    def writable(self) -> bool:
+        """Not while a thread sends: the loop would find the socket ready and the lock taken, over and over again."""
+        free = bool(super().writable()) and self.outbuf_lock.acquire(blocking=False)
+        if free:
+            self.outbuf_lock.release()
+        return free
+
     def service(self) -> None:
         late = time.monotonic() - self.queued > QUEUE_TIMEOUT
         if late and not self.requests[0].error:  # that closes the connection: who knows where the next one begins
@@ -2262,13 +2270,18 @@ class AccessLog:
 
     def __init__(self) -> None:
         self._lines: list[str] = []
+        self._written = -math.inf
         self.append = self._lines.append if sys.stderr and log.isEnabledFor(logging.INFO) else lambda line: None
 
-    def flush(self) -> None:
-        if lines := self._lines[:]:
+    def flush(self, now: float) -> bool:
+        """Write all lines, unless some were written less than LOG_PAUSE ago; whether none is left."""
+        lines = self._lines[:] if now - self._written >= LOG_PAUSE else []
+        if lines:
+            self._written = now
             del self._lines[: len(lines)]  # threads go on appending
             with contextlib.suppress(OSError):  # that nobody reads them is no reason to refuse requests
                 os.write(sys.stderr.fileno(), "".join(lines).encode())
+        return not self._lines
 
 
 class Server(waitress.server.TcpWSGIServer):
@@ -2285,7 +2298,7 @@ class Server(waitress.server.TcpWSGIServer):
         access_log: AccessLog | None = None,
     ) -> None:
         self.monitor, self._access_log = monitor, access_log or AccessLog()
-        self._ends, self._alone = math.inf, settings.processes == 1
+        self._ends, self._alone, self._all_logged = math.inf, settings.processes == 1, True
         self._drain_timeout = settings.drain_timeout
         super().__init__(
             app,
@@ -2335,6 +2348,7 @@ class Server(waitress.server.TcpWSGIServer):
         if not self.monitor.draining:
             self._ends = time.monotonic() + self._drain_timeout
         elif self._alone:
+            self._access_log.flush(math.inf)
             os._exit(0)  # to tidy up would wait for what the threads are at
         self.monitor.draining = True
         self.pull_trigger()
@@ -2353,11 +2367,12 @@ class Server(waitress.server.TcpWSGIServer):
                 if not channel.requests and time.monotonic() > expires:
                     channel.handle_close()
         self.task_dispatcher.shutdown(timeout=1)
+        self._access_log.flush(math.inf)
 
     def _turn(self, timeout: float) -> None:
-        """Wait for sockets and serve them. Every answer ends such a wait, so its line is written with it."""
-        self.asyncore.loop(timeout, use_poll=True, map=self._map, count=1)
-        self._access_log.flush()
+        """Wait for sockets and serve them, and write what is to be logged of it. Every answer ends such a wait."""
+        self.asyncore.loop(timeout if self._all_logged else LOG_PAUSE, use_poll=True, map=self._map, count=1)
+        self._all_logged = self._access_log.flush(time.monotonic())
 
     def _accept_the_rest(self) -> None:
         """Take all connections that the kernel has accepted already, and listen no more."""

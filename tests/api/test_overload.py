@@ -388,3 +388,30 @@ def test_a_log_that_cannot_be_written_breaks_no_request(tmp_path: Path, where: s
         wire.send("GET / HTTP/1.1\r\nno colon\r\n\r\n")
         assert_refused(wire.reply(), 400)
     assert process.returncode == 0
+
+
+@one_engine
+def test_the_loop_rests_while_a_thread_sends(desks: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    send, turn, turns = Channel.send, Server._turn, []
+    sending, go_on = threading.Event(), threading.Event()
+
+    def slow_send(*arguments: Any, **keywords: Any) -> Any:
+        sending.set()
+        assert go_on.wait(20)
+        return send(*arguments, **keywords)
+
+    def counted_turn(server: Server, timeout: float) -> None:
+        turns.append(timeout)
+        turn(server, timeout)
+
+    monkeypatch.setattr(Channel, "send", slow_send)
+    monkeypatch.setattr(Server, "_turn", counted_turn)
+    with serving(desks, threads=2) as server, Wire(server) as wire:
+        wire.send(request("/products/1"))
+        assert sending.wait(20)
+        before = len(turns)
+        server.pull_trigger()  # as the end of another request does
+        go_on.wait(0.3)
+        assert len(turns) - before < 20  # some thousands, if it did not
+        go_on.set()
+        assert wire.reply()
