@@ -334,6 +334,7 @@ class Database:
     has_name: str
     by_trigrams: str
     count_trigrams: str
+    trigrams_by_id: str  # a table of their ids, in this order without a sort; empty where there is none
     ways: tuple[str, ...]  # to few rows, the one that is cheaper to find out about first
 
     def __init__(self, deadline: float = QUERY_DEADLINE, timer: Timer = time.monotonic) -> None:
@@ -487,8 +488,9 @@ class SQLiteDatabase(Database):
     after_load = "SELECT 1"
     tie = "seq"
     has_name = "instr(name_folded, :name) > 0"
-    by_trigrams = "id IN (SELECT rowid FROM products_trigrams WHERE products_trigrams MATCH :phrase)"
-    count_trigrams = f"SELECT count(*) FROM ({by_trigrams[7:-1]} LIMIT :n)"
+    trigrams_by_id = "SELECT rowid AS id FROM products_trigrams WHERE products_trigrams MATCH :phrase"
+    by_trigrams = f"id IN ({trigrams_by_id})"
+    count_trigrams = f"SELECT count(*) FROM ({trigrams_by_id} LIMIT :n)"
     ways = ("range", "trigrams")
 
     def __init__(self, path: str, deadline: float) -> None:
@@ -642,6 +644,7 @@ class PostgresDatabase(Database):
     tie = "id"
     has_name = "name_folded LIKE :pattern"
     by_trigrams = "replace(name_folded, ' ', U&'\\A000') LIKE :spaced"
+    trigrams_by_id = ""
     count_trigrams = ""  # a GIN index cannot stop half-way: to count is to read
     ways = ("trigrams", "range")
     varying = re.compile(":(low|pattern|spaced)\\b")  # a plan for any name cannot know a common one from a rare one
@@ -1275,7 +1278,17 @@ JOIN products ON id = hit
 ORDER BY {order}
 """
 
-# The same, looking at no more than :budget rows, of which the index alone tells whether they match.
+# Along the ids that have the trigrams: right for a page by id, however many match.
+STREAM = """
+SELECT {columns}
+FROM ({trigrams_by_id}) AS hits
+CROSS JOIN products USING (id)
+WHERE {start} AND {has_name}
+ORDER BY {order}
+LIMIT :n
+"""
+
+# The same along the sort's index, at no more than :budget rows, of which the index alone tells whether they match.
 WALK = """
 SELECT {columns}
 FROM (
@@ -1326,9 +1339,10 @@ FROM (
 class Finder:
     """Finds the rows of one page query, whatever its filters and sort match, at a bounded cost.
 
-    A few rows are walked along the sort's index first: what is common is found at once. Else the ways in are counted,
-    each up to a cap, and the first that is narrow is read whole and sorted. Both are then tried further, and where
-    nothing is narrow, the walk goes on to its end. Every way gives the whole answer: the counts only steer its cost.
+    Where the trigrams give ids in order, a page by id is read along them. Elsewhere a few rows are walked along the
+    sort's index first: what is common is found at once. Else the ways in are counted, each up to a cap, and the first
+    that is narrow is read whole and sorted. Both are then tried further, and where nothing is narrow, the walk goes on
+    to its end. Every way gives the whole answer: the counts only steer its cost.
     """
 
     def __init__(self, database: Database, execute: Execute, query: PageQuery) -> None:
@@ -1347,6 +1361,7 @@ class Finder:
             "spaced": pattern.replace(" ", "\ua000"),
         }
         self._has_name = database.has_name if name else "TRUE"
+        self._has_trigrams = len(name) >= 3 and any(map(str.isalnum, name))
 
     def rows(self) -> list[Product]:
         """Up to limit + 1 products from the start of the page on, in the direction walked."""
@@ -1355,6 +1370,8 @@ class Finder:
         filtered = self._ranged and self._column != "price_cents"
         if not self._query.name and not filtered:
             return self._products(LIST, start, values, n=n)
+        if self._column == "id" and not filtered and self._has_trigrams and self._database.trigrams_by_id:
+            return self._products(STREAM, start, values, n=n)
         found = self._products(WALK, start, values, n=n, budget=1_000)
         if len(found) == n:
             return found
@@ -1403,14 +1420,14 @@ class Finder:
         order = ", ".join(f"{key} {down}" for key in keys)
         fragments = {name: more.pop(name) for name in ("by_index", "in_range") if name in more}
         sql = template.format(
-            columns=COLUMNS, start=start, order=order, down=down, key=self._column, has_name=self._has_name, **fragments
-        )
+            columns=COLUMNS, start=start, order=order, down=down, key=self._column, has_name=self._has_name,
+            trigrams_by_id=self._database.trigrams_by_id, **fragments,
+        )  # fmt: skip
         return [Product._make(row) for row in self._execute(sql, **self._values, **values, **more)]
 
     def _narrow_way(self, cap: int, rare: bool = True) -> str | None:
         """The first way with few candidates, or taken to have few if `rare`; None if it is seen to have none."""
-        name = self._query.name or ""
-        usable = {"range": self._ranged, "trigrams": len(name) >= 3 and any(map(str.isalnum, name))}
+        usable = {"range": self._ranged, "trigrams": self._has_trigrams}
         counts = {"range": COUNT.format(by_index="TRUE", has_name="TRUE"), "trigrams": self._database.count_trigrams}
         for way in filter(usable.__getitem__, self._database.ways):
             uncounted = 1 if rare else cap + 1

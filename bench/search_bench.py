@@ -23,7 +23,7 @@ from urllib.parse import urlencode
 
 import million
 
-from inventory_api import SORTS, DatabaseUnavailable, Inventory, TTLCache, fold, open_database, parse_page
+from inventory_api import SORTS, Bulkhead, DatabaseUnavailable, Inventory, TTLCache, fold, open_database, parse_page
 
 ENGINES = {"sqlite": million.sqlite, "postgresql": million.postgresql}
 LIMIT = 20
@@ -108,7 +108,7 @@ def measure(inventory: Inventory, parameters: dict[str, str], calls: int, second
 def measure_all(place: str, options: argparse.Namespace, names: list[str]) -> Iterator[Cell]:
     """The cells of an engine, printed a line for each name and range as they come."""
     database = open_database(place)
-    inventory = Inventory(database, TTLCache(0, 0))
+    inventory = Inventory(database, TTLCache(0, 0), Bulkhead(1))
     spans = ranges(list(million.prices()))
     print(f"\n{'name':<24}{'rows':>8} {'range':<8}" + "".join(f"{sort:>16}" for sort in SORTS))
     for kind, needle in needles(names).items():

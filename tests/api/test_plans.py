@@ -117,3 +117,14 @@ def test_a_page_deep_inside_equal_values_seeks_by_both_columns(filled: Database,
     assert re.search(rf"\({column},seq\)[<>]|ROW\({column}, id\) [<>]", plan), plan
     assert "TEMP B-TREE" not in plan
     assert "Sort" not in plan
+
+
+@pytest.mark.parametrize("filled", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(("forward", "seek"), [(True, ">"), (False, "<")])
+def test_a_page_by_id_of_a_name_begins_in_the_middle_of_the_trigrams_and_sorts_nothing(
+    filled: Database, forward: bool, seek: str
+) -> None:
+    query = PageQuery("/products/search", name="item", start=Position(forward, False, None, ROWS // 2))
+    (plan,) = plans(filled, lambda execute: Finder(filled, execute, query).rows())
+    assert re.search(f"^SCAN products_trigrams VIRTUAL TABLE INDEX [0-9]+:M[0-9]{seek}\n", plan), plan
+    assert "TEMP B-TREE" not in plan
