@@ -70,7 +70,6 @@ VERSION = "1.0.0"
 SCHEMA_FILE = Path(__file__).with_name("db.sql")
 PAGE_FILE = Path(__file__).with_name("explorer.html")
 OPENAPI_FILE = Path(__file__).with_name("openapi.json")
-SAMPLE_PRODUCTS = 1000
 
 MAX_ID = 2**63 - 1
 MAX_NAME, MAX_NEEDLE = 200, 100  # characters of a name, and of what is searched in it
