@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,12 @@ import psycopg
 import pytest
 
 WHY_NOT = "no PostgreSQL server programs on this machine: HALF OF THE TESTS ARE SKIPPED"
+
+
+def pytest_configure() -> None:
+    """Have Ctrl-C heard by the programs that tests start: a shell's job in the background would ignore it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def server_programs() -> Path | None:

@@ -202,7 +202,12 @@ def running(
         yield first.rsplit(" at ", 1)[1].strip(), process
     finally:
         process.send_signal(stop)
-        process.communicate(timeout=20)
+        try:
+            process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise
 
 
 @pytest.fixture

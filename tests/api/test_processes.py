@@ -51,7 +51,7 @@ def children(parent: subprocess.Popen[str]) -> set[int]:
 
 
 def is_alive(pid: int) -> bool:
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, ProcessLookupError):  # gone before it is opened, or before it is read
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
     return False
 
