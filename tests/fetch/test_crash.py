@@ -134,8 +134,9 @@ def test_children_do_not_outlive_a_killed_run(command: Command) -> None:
         run.kill()
 
     def alive(pid: str) -> bool:
-        stat = Path(f"/proc/{pid}/stat")
-        return stat.exists() and stat.read_text().split()[2] != "Z"
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # gone before it is opened, or read
+            return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+        return False
 
     wait_for(lambda: not any(map(alive, pids.read_text().split())))
 
