@@ -486,7 +486,7 @@ class SQLiteDatabase(Database):
     skip_used_ids = "SELECT 1"  # SQLite looks at the table itself
     after_load = "SELECT 1"
     tie = "seq"
-    has_name = "instr(name_folded, :name) > 0"
+    has_name = "name_folded GLOB :glob"  # quicker than instr(), and than LIKE with ESCAPE
     trigrams_by_id = "SELECT rowid AS id FROM products_trigrams WHERE products_trigrams MATCH :phrase"
     by_trigrams = f"id IN ({trigrams_by_id})"
     count_trigrams = f"SELECT count(*) FROM ({trigrams_by_id} LIMIT :n)"
@@ -1354,7 +1354,7 @@ class Finder:
         self._values: dict[str, Any] = {
             "low": query.min_cents or 0,
             "high": query.top_cents,
-            "name": name,
+            "glob": "*" + re.sub(r"([*?\[])", r"[\1]", name) + "*",
             "phrase": '"' + name.replace('"', '""') + '"',
             "pattern": pattern,
             "spaced": pattern.replace(" ", "\ua000"),

@@ -55,6 +55,7 @@ TRICKY = [
         "a* b*",
         "^caret",
     ),
+    *("***", "*", "?", "a?b", "[abc]", "[", "]", "[^a]", "a-[b]", "[*]"),
     *("name_folded: x", "tab\there", "line\nbreak", " lead", "trail ", "a  b", "\ua000\ua000\ua000", "oak\ua000desk"),
     *("ǅungla", "K", "ſharp", "ﬁre", "xx-9", "--", "'", '"', "NULL", "0", "Ⅷ rooms", "ẞ"),
 ]
@@ -81,7 +82,7 @@ NEEDLES = [
         "東",
         "京都",
     ),
-    *("😀😀", "i̇", "zzz", "zz", "q", " ", "  ", "AND", "(a", "b*", "é", "\u0301"),
+    *("😀😀", "i̇", "zzz", "zz", "q", " ", "  ", "AND", "(a", "b*", "[a", "c]", "]b", "??", "[]", "é", "\u0301"),
 ]
 SORTS = ["id", "price", "-price", "name", "-name"]
 
