@@ -202,9 +202,8 @@ def parse_range(first: str, last: str, today: dt.date) -> tuple[dt.date, dt.date
 
 def two_years(today: dt.date) -> tuple[dt.date, dt.date]:
     """The two years up to yesterday: 730 days, or 731 with a leap day among them."""
-    leap_day = (today.month, today.day) == (2, 29)
-    start = dt.date(today.year - 2, 3, 1) if leap_day else today.replace(year=today.year - 2)
-    return start, today - dt.timedelta(days=1)
+    first_of_month = dt.date(today.year - 2, today.month, 1)  # a 29 February becomes 1 March
+    return first_of_month + dt.timedelta(days=today.day - 1), today - dt.timedelta(days=1)
 
 
 def days_between(start: dt.date, end: dt.date) -> list[dt.date]:
@@ -817,8 +816,6 @@ class Scheduler:
 
 # -- the folder and its manifest -----------------------------------------------------------------------------
 
-DAY_FILE = re.compile(r"(\d{4}-\d\d-\d\d)\.csv", re.ASCII)
-TEMPORARY = re.compile(r"\.\d{4}-\d\d-\d\d\..*\.tmp", re.ASCII)
 STORED = ("complete", "provisional")
 
 
@@ -882,21 +879,26 @@ def parse_entry(line: str) -> Entry | None:
     return entry if status == "failed" or (status in STORED and re.fullmatch("[0-9a-f]{64}", sha256)) else None
 
 
+def body_of(path: Path, start: int = 0) -> Iterator[bytes]:
+    """The bytes of a file from `start` on."""
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        yield from iter(functools.partial(file.read, CHUNK), b"")
+
+
 def digest(path: Path) -> str:
     """The SHA-256 of a file."""
     sha256 = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while data := file.read(CHUNK):
-            sha256.update(data)
+    for data in body_of(path):
+        sha256.update(data)
     return sha256.hexdigest()
 
 
 def trouble(path: Path, entry: Entry) -> str:
     """How a day file differs from its entry, or ''."""
     try:
-        if path.stat().st_size != entry.bytes:
-            return "its file has another size than when it was fetched"
-        return "" if digest(path) == entry.sha256 else "its file was changed since it was fetched"
+        same = path.stat().st_size == entry.bytes and digest(path) == entry.sha256
+        return "" if same else "its file was changed since it was fetched"
     except OSError as error:
         return f"its file: {error.strerror}"
 
@@ -940,12 +942,6 @@ class Folder:
         """A name for each call: one that was given up may still write to its own."""
         return str(self.days / f".{day}.{os.getpid()}-{next(self.serial)}.tmp")
 
-    def names(self, pattern: re.Pattern[str]) -> list[re.Match[str]]:
-        """The files among the days whose names match."""
-        with on_disk(self.days):
-            names = sorted(os.listdir(self.days)) if self.days.exists() else []
-        return [match for match in map(pattern.fullmatch, names) if match]
-
     def read(self) -> None:
         """Read the manifest, hold it against the files, and take in whole days that it does not know."""
         with on_disk(self.manifest):
@@ -957,10 +953,10 @@ class Folder:
         self.torn = parsed.count(None) + (not data.startswith(self.HEADER))
         self.entries = {entry.date: entry for entry in parsed if entry}
         self.damaged = {day: what for day in self.stored() if (what := trouble(self.file(day), self.entries[day]))}
-        for match in self.names(DAY_FILE):
+        for path in self.days.glob("????-??-??.csv"):
             with contextlib.suppress(ValueError):  # 2023-02-30.csv is nobody's
-                day = dt.date.fromisoformat(match[1])
-                if day not in self.entries and (found := adopt(self.file(day), day, self.today)):
+                day = dt.date.fromisoformat(path.stem)
+                if day not in self.entries and (found := adopt(path, day, self.today)):
                     self.entries[day] = found
         self.unsaved = data != self.text()
 
@@ -993,17 +989,24 @@ class Folder:
                 continue  # a refresh that fails leaves the day as it was
             written = (outcome.rows, outcome.bytes, outcome.sha256, job.calls, outcome.seconds)
             news[day] = Entry(day, status, *written, stamp(job.started_at), outcome.error)
-        known = self.entries.keys() & news
+        if news:
+            self.record(news)
+
+    def record(self, news: dict[dt.date, Entry]) -> None:
+        """Bring the manifest up to date: days new to it are added below, in no order until the next `save`."""
+        flush = time.monotonic() - self.flushed > FLUSH
+        added = self.entries.keys().isdisjoint(news)
         self.entries.update(news)
-        self.unsaved = self.unsaved or bool(news)
-        due = time.monotonic() - self.flushed > FLUSH
-        if known:
-            self.save(due)
-        elif self.unsaved:
-            self.append(manifest_lines(news.values()), due)
+        self.unsaved = True
+        if added:
+            self.append(manifest_lines(news.values()), flush)
+        else:
+            swap_in(self.manifest, [self.text()], flush)
+        if flush:
+            self.flushed = time.monotonic()
 
     def append(self, lines: bytes, flush: bool) -> None:
-        """Add lines to the manifest, all or none; the next `save` puts them in order."""
+        """Add lines to the manifest, all or none."""
         with on_disk(self.manifest), self.manifest.open("ab", buffering=0) as file:
             end = file.tell()
             if file.write(lines) < len(lines):
@@ -1011,54 +1014,39 @@ class Folder:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if flush:
                 os.fsync(file.fileno())
-                self.flushed = time.monotonic()
 
-    def save(self, flush: bool = True) -> None:
+    def save(self) -> None:
         """Write the whole manifest, in order of days, if it has not been written so."""
         if self.unsaved or not self.manifest.exists():
-            swap_in(self.manifest, [self.text()], flush)
-            self.unsaved, self.flushed = not flush, time.monotonic() if flush else self.flushed
+            swap_in(self.manifest, [self.text()])
+            self.unsaved = False
 
     def sweep(self) -> None:
         """Remove the temporary files of calls that were killed or given up."""
-        for match in self.names(TEMPORARY):
-            with on_disk(self.days / match[0]):
-                (self.days / match[0]).unlink(missing_ok=True)
+        for path in self.days.glob(".????-??-??.*.tmp"):
+            with on_disk(path):
+                path.unlink(missing_ok=True)
 
 
 # -- the aggregate -------------------------------------------------------------------------------------------
 
 
-def header_of(path: Path) -> bytes:
-    """The header of a day file as it stands there; the name of a column may hold a line break."""
-    with path.open("rb") as file:
-        header = file.readline()
-        while header.count(b'"') % 2:
-            header += file.readline()
-        return header
-
-
-def body_of(path: Path, start: int) -> Iterator[bytes]:
-    """The bytes of a file from `start` on."""
+def starts_with(path: Path, head: bytes) -> bool:
     with path.open("rb", buffering=0) as file:
-        file.seek(start)
-        yield from iter(functools.partial(file.read, CHUNK), b"")
+        return file.read(len(head)) == head
 
 
 def aggregate(paths: Sequence[Path]) -> Iterator[bytes]:
     """The bytes of ads.csv: the union of columns, then every day, copied where its header is that union."""
-    headers = [header_of(path) for path in paths]
-    columns = {raw: next(csv.reader(io.StringIO(raw.decode(), newline=""))) for raw in dict.fromkeys(headers)}
-    union = list(dict.fromkeys(itertools.chain(["date"], *columns.values())))
+    headers = [next(csv_rows(path)) for path in paths]
+    union = list(dict.fromkeys(itertools.chain(["date"], *headers)))
     yield (head := csv_bytes([union]))
-    for path, raw in zip(paths, headers, strict=True):
-        yield from body_of(path, len(raw)) if raw == head else recolumned(path, columns[raw], union)
+    for path, columns in zip(paths, headers, strict=True):
+        yield from body_of(path, len(head)) if starts_with(path, head) else recolumned(path, columns, union)
 
 
 def has_bytes(path: Path, chunks: Iterable[bytes]) -> bool:
     """Whether a file holds just these bytes."""
-    if not path.exists():
-        return False
     with path.open("rb") as file:
         return all(file.read(len(data)) == data for data in chunks) and not file.read(1)
 
@@ -1067,7 +1055,7 @@ def build_aggregate(folder: Folder) -> None:
     """Bring ads.csv up to date. It is compared first: a kill may have come before it was built."""
     paths = [folder.file(day) for day in folder.stored()]
     with on_disk(folder.ads):
-        if not has_bytes(folder.ads, aggregate(paths)):
+        if not (folder.ads.exists() and has_bytes(folder.ads, aggregate(paths))):
             swap_in(folder.ads, aggregate(paths))
 
 
