@@ -26,6 +26,7 @@ files in, keeps the manifest, decides what is tried again and when, and brakes a
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import csv
 import datetime as dt
@@ -403,7 +404,7 @@ class Table:
     """Turns the rows of a day into CSV: `date` first, the other columns in order of first appearance.
 
     A batch of flat dicts of one shape, the usual case, passes without a line of Python run for each row; any
-    other is flattened row by row. A column that appears after the header leaves the rows above it short.
+    other is flattened row by row. A column that appears in a later batch leaves the rows above it short.
     """
 
     OWN_DAY = re.compile(DAY.pattern + r"([T ].*)?", re.ASCII | re.DOTALL)
@@ -412,14 +413,8 @@ class Table:
         self.day, self.rows = day.isoformat(), 0
         self.columns = {"date": None}  # a set in order
 
-    def chunks(self, rows: Iterator[Any]) -> Iterator[bytes]:
-        """The header with the first rows, then the others, a batch at a time. Raises RowError."""
-        parts = map(self.lines, batches(rows))
-        lines = next(parts, b"")
-        yield csv_bytes([self.columns]) + lines
-        yield from parts
-
     def lines(self, batch: list[Any]) -> bytes:
+        """The next rows. Raises RowError."""
         self.columns.update(dict.fromkeys(self.flat(batch[0])))
         data = csv_bytes(self.plain(batch) or self.mixed(batch))
         self.rows += len(batch)
@@ -501,14 +496,15 @@ def write_hashed(path: Path, chunks: Iterable[bytes]) -> tuple[int, str]:
 def write_day(answer: Any, day: dt.date, path: Path) -> tuple[int, int, str]:
     """Write the rows of a day to a new file; how many they are, its size and its SHA-256."""
     table = Table(day)
-    chunks = table.chunks(rows_of(answer))
-    first, width = next(chunks), len(table.columns)
-    written = write_hashed(path, itertools.chain([first], chunks))
-    if len(table.columns) > width:
+    chunks = map(table.lines, batches(rows_of(answer)))
+    first = next(chunks, b"")  # now the columns are known, if no more of them come
+    header = csv_bytes([table.columns])
+    written = write_hashed(path, itertools.chain([header + first], chunks))
+    if (wider := csv_bytes([table.columns])) != header:
         columns, narrow = [*table.columns], path.with_suffix(".narrow.tmp")
         with on_disk(path):
             os.replace(path, narrow)
-        written = write_hashed(path, itertools.chain([csv_bytes([columns])], recolumned(narrow, columns, columns)))
+        written = write_hashed(path, itertools.chain([wider], recolumned(narrow, columns, columns)))
         with on_disk(narrow):
             narrow.unlink()
     return table.rows, *written
@@ -616,10 +612,7 @@ def end_children() -> None:
         child.kill()
 
 
-Submit = Callable[..., "Future[Outcome]"]
-
-
-def start_executor(name: str, timeout: float) -> tuple[Submit, Callable[[], None]]:
+def start_executor(name: str, timeout: float) -> tuple[Callable[..., Future[Outcome]], Callable[[], None]]:
     """What submits call_day(fetch, day, path) to that executor, and what ends it. Raises UsageError."""
     if name == "threads":
         return Threads(call_day).submit, lambda: None
@@ -737,7 +730,9 @@ class Scheduler:
             before, braking = self.clock(), self.braking()
             done = self.wait_first(self.flying, self.idle_seconds())
             self.tally.braked += self.clock() - before if braking else 0.0
-            finished = [self.land(future) for future in done | self.overdue()]
+            late = self.clock() - self.limits.timeout
+            overdue = {future for future, job in self.flying.items() if job.started <= late}
+            finished = [self.land(future) for future in done | overdue]  # the last look at their futures
             self.launch()  # before the disk is touched: no worker waits for it
             publish([one for one in finished if one])
             if Exit.INTERRUPTED in self.tally.stops:
@@ -765,11 +760,6 @@ class Scheduler:
         now = self.clock()
         deadlines = (job.started + self.limits.timeout for job in self.flying.values())
         return max(0.0, min(now + TICK, self.next_start(), *deadlines) - now)
-
-    def overdue(self) -> set[Future[Outcome]]:
-        """The calls past their deadline. Nobody looks at their futures again."""
-        late = self.clock() - self.limits.timeout
-        return {future for future, job in self.flying.items() if job.started <= late}
 
     def land(self, future: Future[Outcome]) -> Finished | None:
         """Take a call out of flight: its day is finished, or back on the heap, or left for another run."""
@@ -907,18 +897,15 @@ def adopt(path: Path, day: dt.date, today: Callable[[dt.datetime], dt.date]) -> 
     """An entry for a day file that the manifest does not know; None unless it is a whole file of that day."""
     try:
         rows = csv_rows(path)
-        width, count = len(header := next(rows)), 0
-        for row in rows:
-            if len(row) != width or row[0] != str(day):
-                return None
-            count += 1
-        if header[0] != "date" or not path.read_bytes().endswith(b"\r\n"):
-            return None
-        at, size = dt.datetime.fromtimestamp(path.stat().st_mtime, dt.timezone.utc), path.stat().st_size
+        header = next(rows)
+        shapes = collections.Counter((len(row), row[0]) for row in rows)
+        at, data = dt.datetime.fromtimestamp(path.stat().st_mtime, dt.timezone.utc), path.read_bytes()
     except (OSError, ValueError, IndexError, csv.Error, StopIteration):
         return None
+    if header[:1] != ["date"] or shapes.keys() - {(len(header), str(day))} or not data.endswith(b"\r\n"):
+        return None
     status = "complete" if today(at) > day else "provisional"
-    return Entry(day, status, count, size, digest(path), 0, 0.0, stamp(at), "")
+    return Entry(day, status, shapes.total(), len(data), hashlib.sha256(data).hexdigest(), 0, 0.0, stamp(at), "")
 
 
 class Folder:
@@ -1148,12 +1135,6 @@ ADVICE = {
 }
 
 
-def advice(told: Mapping[str, Any]) -> Iterator[str]:
-    """What stopped a run, and what to do about it."""
-    when = f"after {told['resume_at']}" if told["resume_at"] else "tomorrow, when a daily quota begins anew"
-    return (ADVICE[name].format(why=told["stopped"][name], when=when) for name in ADVICE if name in told["stopped"])
-
-
 MARKS = {"complete": "#", "provisional": "~", "failed": "x", "damaged": "!", "missing": "."}
 
 
@@ -1174,10 +1155,10 @@ def calendar_lines(folder: Folder, days: Sequence[dt.date]) -> Iterator[str]:
 # -- a run ---------------------------------------------------------------------------------------------------
 
 
-def tell(text: str) -> None:
-    """Print a result, though nobody may read it."""
+def tell(told: Mapping[str, Any], lines: Iterable[str], as_json: bool) -> None:
+    """Print a result, as JSON or for people, though nobody may read it."""
     with contextlib.suppress(BrokenPipeError):
-        print(text)
+        print(json.dumps(told) if as_json else "\n".join(lines))
 
 
 @contextlib.contextmanager
@@ -1238,15 +1219,14 @@ def warn(folder: Folder, wanted: list[dt.date]) -> None:
 
 
 def report(told: Mapping[str, Any], options: argparse.Namespace) -> None:
-    """The summary on stdout; what stopped the run on stderr."""
-    if options.json:
-        tell(json.dumps(told))
-    elif options.daily and told["skipped"] == told["wanted"] and not told["stopped"]:
-        tell(f"nothing to fetch: all {told['wanted']} days from {told['start']} to {told['end']} are there")
-    else:
-        tell("\n".join(summary_lines(told)))
-    for line in advice(told):
-        print(line, file=sys.stderr)
+    """The summary on stdout; what stopped the run, and what to do about it, on stderr."""
+    idle = options.daily and told["skipped"] == told["wanted"] and not told["stopped"]
+    nothing = "nothing to fetch: all {wanted} days from {start} to {end} are there"
+    tell(told, [nothing.format(**told)] if idle else summary_lines(told), options.json)
+    when = f"after {told['resume_at']}" if told["resume_at"] else "tomorrow, when a daily quota begins anew"
+    for name, advice in ADVICE.items():
+        if name in told["stopped"]:
+            print(advice.format(why=told["stopped"][name], when=when), file=sys.stderr)
 
 
 def run(folder: Folder, wanted: list[dt.date], options: argparse.Namespace) -> int:
@@ -1280,10 +1260,8 @@ def run(folder: Folder, wanted: list[dt.date], options: argparse.Namespace) -> i
 def show_plan(wanted: list[dt.date], missing: list[dt.date], as_json: bool) -> int:
     """Tell what a run would do."""
     plan = {"wanted": len(wanted), "skipped": len(wanted) - len(missing), "calls": len(missing)}
-    if as_json:
-        tell(json.dumps({"exit_code": 0, **plan, "days": [str(day) for day in missing]}))
-    else:
-        tell("{wanted} days wanted, {skipped} complete, {calls} calls to make".format(**plan))
+    line = "{wanted} days wanted, {skipped} complete, {calls} calls to make".format(**plan)
+    tell({"exit_code": 0, **plan, "days": [str(day) for day in missing]}, [line], as_json)
     return Exit.OK
 
 
@@ -1293,10 +1271,8 @@ def check(folder: Folder, days: list[dt.date], as_json: bool) -> int:
         days = days_between(min(folder.entries), max(folder.entries))
     states = {str(day): folder.state(day) for day in days}
     code = int(not days or not set(states.values()) <= set(STORED))
-    if as_json:
-        tell(json.dumps({"exit_code": code, "days": states}))
-    else:
-        tell("\n".join(calendar_lines(folder, days)) if days else f"no days in {folder.root}")
+    lines = calendar_lines(folder, days) if days else [f"no days in {folder.root}"]
+    tell({"exit_code": code, "days": states}, lines, as_json)
     return code
 
 
