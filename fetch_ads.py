@@ -441,8 +441,7 @@ class Table:
 
     def mixed(self, batch: list[Any]) -> Iterable[Sequence[object]]:
         rows = [self.flat(row, number) for number, row in enumerate(batch, self.rows + 1)]
-        for row in rows:
-            self.columns.update(dict.fromkeys(row))
+        self.columns.update(dict.fromkeys(itertools.chain.from_iterable(rows)))
         return [[row.get(name, "") for name in self.columns] for row in rows]
 
     def flat(self, row: Any, number: int = 1) -> dict[str, object]:
@@ -501,12 +500,10 @@ def write_day(answer: Any, day: dt.date, path: Path) -> tuple[int, int, str]:
     header = csv_bytes([table.columns])
     written = write_hashed(path, itertools.chain([header + first], chunks))
     if (wider := csv_bytes([table.columns])) != header:
-        columns, narrow = [*table.columns], path.with_suffix(".narrow.tmp")
+        columns, wide = [*table.columns], path.with_suffix(".wide.tmp")
+        written = write_hashed(wide, itertools.chain([wider], recolumned(path, columns, columns)))
         with on_disk(path):
-            os.replace(path, narrow)
-        written = write_hashed(path, itertools.chain([wider], recolumned(narrow, columns, columns)))
-        with on_disk(narrow):
-            narrow.unlink()
+            os.replace(wide, path)
     return table.rows, *written
 
 
@@ -818,19 +815,18 @@ def stamp(moment: dt.datetime) -> str:
 def locked(path: Path) -> Iterator[None]:
     """One run a folder. The lock belongs to the process and dies with it; the file just says whose it is.
 
-    Raises FolderError. Whoever locked a file that its owner removed meanwhile holds nothing, and looks again.
+    Raises FolderError. Whoever locked a file that its owner removed meanwhile holds nothing.
     """
     with on_disk(path):
-        while True:
-            file = path.open("a+")
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                file.seek(0)
-                raise FolderError(f"{path.parent} is in use by {file.read(200) or 'another run'}") from None
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                break
-            file.close()
+        file = path.open("a+")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except (BlockingIOError, PermissionError, FileNotFoundError):
+            held = False
+        if not held:
+            file.seek(0)
+            raise FolderError(f"{path.parent} is in use by {file.read(200) or 'another run'}")
         file.truncate(0)
         print(f"process {os.getpid()} on {os.uname().nodename} since {stamp(utc_now())}", file=file, end="", flush=True)
     with file:
@@ -876,21 +872,16 @@ def body_of(path: Path, start: int = 0) -> Iterator[bytes]:
         yield from iter(functools.partial(file.read, CHUNK), b"")
 
 
-def digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    sha256 = hashlib.sha256()
-    for data in body_of(path):
-        sha256.update(data)
-    return sha256.hexdigest()
-
-
 def trouble(path: Path, entry: Entry) -> str:
     """How a day file differs from its entry, or ''."""
+    sha256 = hashlib.sha256()
     try:
-        same = path.stat().st_size == entry.bytes and digest(path) == entry.sha256
-        return "" if same else "its file was changed since it was fetched"
+        for data in body_of(path):
+            sha256.update(data)
+        same = (path.stat().st_size, sha256.hexdigest()) == (entry.bytes, entry.sha256)
     except OSError as error:
         return f"its file: {error.strerror}"
+    return "" if same else "its file was changed since it was fetched"
 
 
 def adopt(path: Path, day: dt.date, today: Callable[[dt.datetime], dt.date]) -> Entry | None:
@@ -1213,9 +1204,8 @@ def warn(folder: Folder, wanted: list[dt.date]) -> None:
     """Say what is wrong with the folder and will not, or cannot, be put right by this run."""
     if folder.torn:
         print(f"manifest.csv was torn in {folder.torn} lines: rebuilt from the day files", file=sys.stderr)
-    if elsewhere := folder.damaged.keys() - set(wanted):
-        text = "damaged days outside this range, left out of ads.csv; --check shows them"
-        print(f"{len(elsewhere)} {text}", file=sys.stderr)
+    if number := len(folder.damaged.keys() - set(wanted)):
+        print(f"{number} damaged days outside this range, left out of ads.csv; --check shows them", file=sys.stderr)
 
 
 def report(told: Mapping[str, Any], options: argparse.Namespace) -> None:
