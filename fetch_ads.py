@@ -171,7 +171,8 @@ class Tally:
     def count(self, finished: Iterable[Finished]) -> None:
         for job, outcome in finished:
             if outcome.kind is Kind.DONE:
-                self.fetched, self.rows = self.fetched + 1, self.rows + outcome.rows
+                self.fetched += 1
+                self.rows += outcome.rows
             else:
                 self.failed[job.day] = outcome.error
 
@@ -183,7 +184,7 @@ DAY = re.compile(r"(\d{4})([-/]?)(\d\d)\2(\d\d)", re.ASCII)
 
 def parse_range(first: str, last: str, today: dt.date) -> tuple[dt.date, dt.date]:
     """Two days in one of the three forms, in order, none of them in the future. Raises UsageError."""
-    days, forms = [], []
+    days, forms = [], set()
     for text in (first, last):
         if not (match := DAY.fullmatch(text)):
             raise UsageError(f"{text!r} is not a date: write YYYY-MM-DD, YYYYMMDD or YYYY/MM/DD")
@@ -191,14 +192,15 @@ def parse_range(first: str, last: str, today: dt.date) -> tuple[dt.date, dt.date
             days.append(dt.date(int(match[1]), int(match[3]), int(match[4])))
         except ValueError:
             raise UsageError(f"{text} does not exist in the calendar") from None
-        forms.append(match[2])
-    if forms[0] != forms[1]:
+        forms.add(match[2])
+    start, end = days
+    if len(forms) > 1:
         raise UsageError(f"{first} and {last} are written in two forms: use one")
-    if days[1] < days[0]:
+    if end < start:
         raise UsageError(f"the end {last} is before the start {first}")
-    if days[1] > today:
+    if end > today:
         raise UsageError(f"{last} is in the future: today is {today}")
-    return days[0], days[1]
+    return start, end
 
 
 def two_years(today: dt.date) -> tuple[dt.date, dt.date]:
@@ -812,12 +814,14 @@ def stamp(moment: dt.datetime) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(root: Path) -> Iterator[None]:
     """One run a folder. The lock belongs to the process and dies with it; the file just says whose it is.
 
     Raises FolderError. Whoever locked a file that its owner removed meanwhile holds nothing.
     """
-    with on_disk(path):
+    path = root / ".lock"
+    with on_disk(root):
+        root.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -826,7 +830,7 @@ def locked(path: Path) -> Iterator[None]:
             held = False
         if not held:
             file.seek(0)
-            raise FolderError(f"{path.parent} is in use by {file.read(200) or 'another run'}")
+            raise FolderError(f"{root} is in use by {file.read(200) or 'another run'}")
         file.truncate(0)
         print(f"process {os.getpid()} on {os.uname().nodename} since {stamp(utc_now())}", file=file, end="", flush=True)
     with file:
@@ -865,19 +869,18 @@ def parse_entry(line: str) -> Entry | None:
     return entry if status == "failed" or (status in STORED and re.fullmatch("[0-9a-f]{64}", sha256)) else None
 
 
-def body_of(path: Path, start: int = 0) -> Iterator[bytes]:
-    """The bytes of a file from `start` on."""
-    with path.open("rb", buffering=0) as file:
-        file.seek(start)
-        yield from iter(functools.partial(file.read, CHUNK), b"")
+def chunks(file: io.FileIO) -> Iterator[bytes]:
+    """The rest of a file, CHUNK bytes at a time."""
+    return iter(lambda: file.read(CHUNK), b"")
 
 
 def trouble(path: Path, entry: Entry) -> str:
     """How a day file differs from its entry, or ''."""
     sha256 = hashlib.sha256()
     try:
-        for data in body_of(path):
-            sha256.update(data)
+        with path.open("rb", buffering=0) as file:
+            for data in chunks(file):
+                sha256.update(data)
         same = (path.stat().st_size, sha256.hexdigest()) == (entry.bytes, entry.sha256)
     except OSError as error:
         return f"its file: {error.strerror}"
@@ -1009,18 +1012,15 @@ class Folder:
 # -- the aggregate -------------------------------------------------------------------------------------------
 
 
-def starts_with(path: Path, head: bytes) -> bool:
-    with path.open("rb", buffering=0) as file:
-        return file.read(len(head)) == head
-
-
 def aggregate(paths: Sequence[Path]) -> Iterator[bytes]:
     """The bytes of ads.csv: the union of columns, then every day, copied where its header is that union."""
     headers = [next(csv_rows(path)) for path in paths]
     union = list(dict.fromkeys(itertools.chain(["date"], *headers)))
     yield (head := csv_bytes([union]))
     for path, columns in zip(paths, headers, strict=True):
-        yield from body_of(path, len(head)) if starts_with(path, head) else recolumned(path, columns, union)
+        with path.open("rb", buffering=0) as file:
+            same = file.read(len(head)) == head
+            yield from chunks(file) if same else recolumned(path, columns, union)
 
 
 def has_bytes(path: Path, chunks: Iterable[bytes]) -> bool:
@@ -1062,9 +1062,8 @@ class Progress:
     def write(self, line: str) -> None:
         """Write over the live line, or below the last line; '' takes the live line away."""
         if self.live:
-            with contextlib.suppress(OSError):
-                line = line[: (os.get_terminal_size(self.stream.fileno()).columns or 80) - 1]
-            self.stream.write(f"\r{line}\x1b[K")
+            width = os.get_terminal_size(self.stream.fileno()).columns or 80
+            self.stream.write(f"\r{line[: width - 1]}\x1b[K")
         elif line:
             self.stream.write(f"{line}\n")
         self.stream.flush()
@@ -1161,20 +1160,18 @@ def signals(tally: Tally) -> Iterator[None]:
             raise KeyboardInterrupt
         tally.stops[Exit.INTERRUPTED] = signal.Signals(signum).name
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with contextlib.ExitStack() as undo:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            undo.callback(signal.signal, number, signal.signal(number, handle))
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def fetch(folder: Folder, missing: list[dt.date], options: argparse.Namespace, tally: Tally) -> None:
     """Fetch the missing days into the folder. Raises FolderError, UsageError."""
+    fetcher: Callable[[dt.date], Any] = functools.partial(loaded, options.fetcher)
     if not options.fetcher:
         print("SIMULATED DATA: no --fetcher was given. Keep real data in another folder.", file=sys.stderr)
-    simulation = functools.partial(simulated, options.simulate_errors or 0.0)
-    fetcher = functools.partial(loaded, options.fetcher) if options.fetcher else simulation
+        fetcher = functools.partial(simulated, options.simulate_errors or 0.0)
     submit_call, close = start_executor(options.executor, options.timeout)
     progress = Progress(sys.stderr or io.StringIO(), len(missing))
 
@@ -1222,9 +1219,7 @@ def report(told: Mapping[str, Any], options: argparse.Namespace) -> None:
 def run(folder: Folder, wanted: list[dt.date], options: argparse.Namespace) -> int:
     """Fetch what is missing, build ads.csv, tell what happened. Raises FolderError if it cannot begin."""
     tally, began = Tally(), time.monotonic()
-    with on_disk(folder.root):
-        folder.root.mkdir(parents=True, exist_ok=True)
-    with signals(tally), locked(folder.root / ".lock"):
+    with signals(tally), locked(folder.root):
         folder.read()
         warn(folder, wanted)
         with on_disk(folder.days):
