@@ -30,7 +30,6 @@ import collections
 import contextlib
 import csv
 import datetime as dt
-import errno
 import fcntl
 import functools
 import hashlib
@@ -992,7 +991,7 @@ class Folder:
             end = file.tell()
             if file.write(lines) < len(lines):
                 file.truncate(end)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise FolderError(f"{self.manifest}: No space left on device")
             if flush:
                 os.fsync(file.fileno())
 
@@ -1012,15 +1011,25 @@ class Folder:
 # -- the aggregate -------------------------------------------------------------------------------------------
 
 
+def header_of(path: Path) -> bytes:
+    """The header of a day file as it stands there; the name of a column may hold a line break."""
+    with path.open("rb") as file:
+        header = file.readline()
+        while header.count(b'"') % 2:
+            header += file.readline()
+        return header
+
+
 def aggregate(paths: Sequence[Path]) -> Iterator[bytes]:
     """The bytes of ads.csv: the union of columns, then every day, copied where its header is that union."""
-    headers = [next(csv_rows(path)) for path in paths]
-    union = list(dict.fromkeys(itertools.chain(["date"], *headers)))
+    headers = [header_of(path) for path in paths]
+    columns = {raw: next(csv.reader(io.StringIO(raw.decode(), newline=""))) for raw in dict.fromkeys(headers)}
+    union = list(dict.fromkeys(itertools.chain(["date"], *columns.values())))
     yield (head := csv_bytes([union]))
-    for path, columns in zip(paths, headers, strict=True):
+    for path, raw in zip(paths, headers, strict=True):
         with path.open("rb", buffering=0) as file:
-            same = file.read(len(head)) == head
-            yield from chunks(file) if same else recolumned(path, columns, union)
+            file.seek(len(raw))
+            yield from chunks(file) if raw == head else recolumned(path, columns[raw], union)
 
 
 def has_bytes(path: Path, chunks: Iterable[bytes]) -> bool:
@@ -1123,8 +1132,6 @@ ADVICE = {
     "oauth": "the API refuses the credentials: renew them and run the same command again ({why})",
     "quota": "the quota is used up: run the same command again {when} ({why})",
 }
-
-
 MARKS = {"complete": "#", "provisional": "~", "failed": "x", "damaged": "!", "missing": "."}
 
 
