@@ -26,10 +26,10 @@ files in, keeps the manifest, decides what is tried again and when, and brakes a
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import csv
 import datetime as dt
-import errno
 import fcntl
 import functools
 import hashlib
@@ -170,7 +170,8 @@ class Tally:
     def count(self, finished: Iterable[Finished]) -> None:
         for job, outcome in finished:
             if outcome.kind is Kind.DONE:
-                self.fetched, self.rows = self.fetched + 1, self.rows + outcome.rows
+                self.fetched += 1
+                self.rows += outcome.rows
             else:
                 self.failed[job.day] = outcome.error
 
@@ -182,7 +183,7 @@ DAY = re.compile(r"(\d{4})([-/]?)(\d\d)\2(\d\d)", re.ASCII)
 
 def parse_range(first: str, last: str, today: dt.date) -> tuple[dt.date, dt.date]:
     """Two days in one of the three forms, in order, none of them in the future. Raises UsageError."""
-    days, forms = [], []
+    days, forms = [], set()
     for text in (first, last):
         if not (match := DAY.fullmatch(text)):
             raise UsageError(f"{text!r} is not a date: write YYYY-MM-DD, YYYYMMDD or YYYY/MM/DD")
@@ -190,21 +191,21 @@ def parse_range(first: str, last: str, today: dt.date) -> tuple[dt.date, dt.date
             days.append(dt.date(int(match[1]), int(match[3]), int(match[4])))
         except ValueError:
             raise UsageError(f"{text} does not exist in the calendar") from None
-        forms.append(match[2])
-    if forms[0] != forms[1]:
+        forms.add(match[2])
+    start, end = days
+    if len(forms) > 1:
         raise UsageError(f"{first} and {last} are written in two forms: use one")
-    if days[1] < days[0]:
+    if end < start:
         raise UsageError(f"the end {last} is before the start {first}")
-    if days[1] > today:
+    if end > today:
         raise UsageError(f"{last} is in the future: today is {today}")
-    return days[0], days[1]
+    return start, end
 
 
 def two_years(today: dt.date) -> tuple[dt.date, dt.date]:
     """The two years up to yesterday: 730 days, or 731 with a leap day among them."""
-    leap_day = (today.month, today.day) == (2, 29)
-    start = dt.date(today.year - 2, 3, 1) if leap_day else today.replace(year=today.year - 2)
-    return start, today - dt.timedelta(days=1)
+    first_of_month = dt.date(today.year - 2, today.month, 1)  # a 29 February becomes 1 March
+    return first_of_month + dt.timedelta(days=today.day - 1), today - dt.timedelta(days=1)
 
 
 def days_between(start: dt.date, end: dt.date) -> list[dt.date]:
@@ -404,7 +405,7 @@ class Table:
     """Turns the rows of a day into CSV: `date` first, the other columns in order of first appearance.
 
     A batch of flat dicts of one shape, the usual case, passes without a line of Python run for each row; any
-    other is flattened row by row. A column that appears after the header leaves the rows above it short.
+    other is flattened row by row. A column that appears in a later batch leaves the rows above it short.
     """
 
     OWN_DAY = re.compile(DAY.pattern + r"([T ].*)?", re.ASCII | re.DOTALL)
@@ -413,14 +414,8 @@ class Table:
         self.day, self.rows = day.isoformat(), 0
         self.columns = {"date": None}  # a set in order
 
-    def chunks(self, rows: Iterator[Any]) -> Iterator[bytes]:
-        """The header with the first rows, then the others, a batch at a time. Raises RowError."""
-        parts = map(self.lines, batches(rows))
-        lines = next(parts, b"")
-        yield csv_bytes([self.columns]) + lines
-        yield from parts
-
     def lines(self, batch: list[Any]) -> bytes:
+        """The next rows. Raises RowError."""
         self.columns.update(dict.fromkeys(self.flat(batch[0])))
         data = csv_bytes(self.plain(batch) or self.mixed(batch))
         self.rows += len(batch)
@@ -447,8 +442,7 @@ class Table:
 
     def mixed(self, batch: list[Any]) -> Iterable[Sequence[object]]:
         rows = [self.flat(row, number) for number, row in enumerate(batch, self.rows + 1)]
-        for row in rows:
-            self.columns.update(dict.fromkeys(row))
+        self.columns.update(dict.fromkeys(itertools.chain.from_iterable(rows)))
         return [[row.get(name, "") for name in self.columns] for row in rows]
 
     def flat(self, row: Any, number: int = 1) -> dict[str, object]:
@@ -502,16 +496,15 @@ def write_hashed(path: Path, chunks: Iterable[bytes]) -> tuple[int, str]:
 def write_day(answer: Any, day: dt.date, path: Path) -> tuple[int, int, str]:
     """Write the rows of a day to a new file; how many they are, its size and its SHA-256."""
     table = Table(day)
-    chunks = table.chunks(rows_of(answer))
-    first, width = next(chunks), len(table.columns)
-    written = write_hashed(path, itertools.chain([first], chunks))
-    if len(table.columns) > width:
-        columns, narrow = [*table.columns], path.with_suffix(".narrow.tmp")
+    chunks = map(table.lines, batches(rows_of(answer)))
+    first = next(chunks, b"")  # now the columns are known, if no more of them come
+    header = csv_bytes([table.columns])
+    written = write_hashed(path, itertools.chain([header + first], chunks))
+    if (wider := csv_bytes([table.columns])) != header:
+        columns, wide = [*table.columns], path.with_suffix(".wide.tmp")
+        written = write_hashed(wide, itertools.chain([wider], recolumned(path, columns, columns)))
         with on_disk(path):
-            os.replace(path, narrow)
-        written = write_hashed(path, itertools.chain([csv_bytes([columns])], recolumned(narrow, columns, columns)))
-        with on_disk(narrow):
-            narrow.unlink()
+            os.replace(wide, path)
     return table.rows, *written
 
 
@@ -617,10 +610,7 @@ def end_children() -> None:
         child.kill()
 
 
-Submit = Callable[..., "Future[Outcome]"]
-
-
-def start_executor(name: str, timeout: float) -> tuple[Submit, Callable[[], None]]:
+def start_executor(name: str, timeout: float) -> tuple[Callable[..., Future[Outcome]], Callable[[], None]]:
     """What submits call_day(fetch, day, path) to that executor, and what ends it. Raises UsageError."""
     if name == "threads":
         return Threads(call_day).submit, lambda: None
@@ -738,7 +728,9 @@ class Scheduler:
             before, braking = self.clock(), self.braking()
             done = self.wait_first(self.flying, self.idle_seconds())
             self.tally.braked += self.clock() - before if braking else 0.0
-            finished = [self.land(future) for future in done | self.overdue()]
+            late = self.clock() - self.limits.timeout
+            overdue = {future for future, job in self.flying.items() if job.started <= late}
+            finished = [self.land(future) for future in done | overdue]  # the last look at their futures
             self.launch()  # before the disk is touched: no worker waits for it
             publish([one for one in finished if one])
             if Exit.INTERRUPTED in self.tally.stops:
@@ -766,11 +758,6 @@ class Scheduler:
         now = self.clock()
         deadlines = (job.started + self.limits.timeout for job in self.flying.values())
         return max(0.0, min(now + TICK, self.next_start(), *deadlines) - now)
-
-    def overdue(self) -> set[Future[Outcome]]:
-        """The calls past their deadline. Nobody looks at their futures again."""
-        late = self.clock() - self.limits.timeout
-        return {future for future, job in self.flying.items() if job.started <= late}
 
     def land(self, future: Future[Outcome]) -> Finished | None:
         """Take a call out of flight: its day is finished, or back on the heap, or left for another run."""
@@ -817,8 +804,6 @@ class Scheduler:
 
 # -- the folder and its manifest -----------------------------------------------------------------------------
 
-DAY_FILE = re.compile(r"(\d{4}-\d\d-\d\d)\.csv", re.ASCII)
-TEMPORARY = re.compile(r"\.\d{4}-\d\d-\d\d\..*\.tmp", re.ASCII)
 STORED = ("complete", "provisional")
 
 
@@ -828,22 +813,23 @@ def stamp(moment: dt.datetime) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(root: Path) -> Iterator[None]:
     """One run a folder. The lock belongs to the process and dies with it; the file just says whose it is.
 
-    Raises FolderError. Whoever locked a file that its owner removed meanwhile holds nothing, and looks again.
+    Raises FolderError. Whoever locked a file that its owner removed meanwhile holds nothing.
     """
-    with on_disk(path):
-        while True:
-            file = path.open("a+")
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                file.seek(0)
-                raise FolderError(f"{path.parent} is in use by {file.read(200) or 'another run'}") from None
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                break
-            file.close()
+    path = root / ".lock"
+    with on_disk(root):
+        root.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except (BlockingIOError, PermissionError, FileNotFoundError):
+            held = False
+        if not held:
+            file.seek(0)
+            raise FolderError(f"{root} is in use by {file.read(200) or 'another run'}")
         file.truncate(0)
         print(f"process {os.getpid()} on {os.uname().nodename} since {stamp(utc_now())}", file=file, end="", flush=True)
     with file:
@@ -882,41 +868,37 @@ def parse_entry(line: str) -> Entry | None:
     return entry if status == "failed" or (status in STORED and re.fullmatch("[0-9a-f]{64}", sha256)) else None
 
 
-def digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    sha256 = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while data := file.read(CHUNK):
-            sha256.update(data)
-    return sha256.hexdigest()
+def chunks(file: io.FileIO) -> Iterator[bytes]:
+    """The rest of a file, CHUNK bytes at a time."""
+    return iter(lambda: file.read(CHUNK), b"")
 
 
 def trouble(path: Path, entry: Entry) -> str:
     """How a day file differs from its entry, or ''."""
+    sha256 = hashlib.sha256()
     try:
-        if path.stat().st_size != entry.bytes:
-            return "its file has another size than when it was fetched"
-        return "" if digest(path) == entry.sha256 else "its file was changed since it was fetched"
+        with path.open("rb", buffering=0) as file:
+            for data in chunks(file):
+                sha256.update(data)
+        same = (path.stat().st_size, sha256.hexdigest()) == (entry.bytes, entry.sha256)
     except OSError as error:
         return f"its file: {error.strerror}"
+    return "" if same else "its file was changed since it was fetched"
 
 
 def adopt(path: Path, day: dt.date, today: Callable[[dt.datetime], dt.date]) -> Entry | None:
     """An entry for a day file that the manifest does not know; None unless it is a whole file of that day."""
     try:
         rows = csv_rows(path)
-        width, count = len(header := next(rows)), 0
-        for row in rows:
-            if len(row) != width or row[0] != str(day):
-                return None
-            count += 1
-        if header[0] != "date" or not path.read_bytes().endswith(b"\r\n"):
-            return None
-        at, size = dt.datetime.fromtimestamp(path.stat().st_mtime, dt.timezone.utc), path.stat().st_size
+        header = next(rows)
+        shapes = collections.Counter((len(row), row[0]) for row in rows)
+        at, data = dt.datetime.fromtimestamp(path.stat().st_mtime, dt.timezone.utc), path.read_bytes()
     except (OSError, ValueError, IndexError, csv.Error, StopIteration):
         return None
+    if header[:1] != ["date"] or shapes.keys() - {(len(header), str(day))} or not data.endswith(b"\r\n"):
+        return None
     status = "complete" if today(at) > day else "provisional"
-    return Entry(day, status, count, size, digest(path), 0, 0.0, stamp(at), "")
+    return Entry(day, status, shapes.total(), len(data), hashlib.sha256(data).hexdigest(), 0, 0.0, stamp(at), "")
 
 
 class Folder:
@@ -940,12 +922,6 @@ class Folder:
         """A name for each call: one that was given up may still write to its own."""
         return str(self.days / f".{day}.{os.getpid()}-{next(self.serial)}.tmp")
 
-    def names(self, pattern: re.Pattern[str]) -> list[re.Match[str]]:
-        """The files among the days whose names match."""
-        with on_disk(self.days):
-            names = sorted(os.listdir(self.days)) if self.days.exists() else []
-        return [match for match in map(pattern.fullmatch, names) if match]
-
     def read(self) -> None:
         """Read the manifest, hold it against the files, and take in whole days that it does not know."""
         with on_disk(self.manifest):
@@ -957,10 +933,10 @@ class Folder:
         self.torn = parsed.count(None) + (not data.startswith(self.HEADER))
         self.entries = {entry.date: entry for entry in parsed if entry}
         self.damaged = {day: what for day in self.stored() if (what := trouble(self.file(day), self.entries[day]))}
-        for match in self.names(DAY_FILE):
+        for path in self.days.glob("????-??-??.csv"):
             with contextlib.suppress(ValueError):  # 2023-02-30.csv is nobody's
-                day = dt.date.fromisoformat(match[1])
-                if day not in self.entries and (found := adopt(self.file(day), day, self.today)):
+                day = dt.date.fromisoformat(path.stem)
+                if day not in self.entries and (found := adopt(path, day, self.today)):
                     self.entries[day] = found
         self.unsaved = data != self.text()
 
@@ -993,37 +969,43 @@ class Folder:
                 continue  # a refresh that fails leaves the day as it was
             written = (outcome.rows, outcome.bytes, outcome.sha256, job.calls, outcome.seconds)
             news[day] = Entry(day, status, *written, stamp(job.started_at), outcome.error)
-        known = self.entries.keys() & news
+        if news:
+            self.record(news)
+
+    def record(self, news: dict[dt.date, Entry]) -> None:
+        """Bring the manifest up to date: days new to it are added below, in no order until the next `save`."""
+        flush = time.monotonic() - self.flushed > FLUSH
+        added = self.entries.keys().isdisjoint(news)
         self.entries.update(news)
-        self.unsaved = self.unsaved or bool(news)
-        due = time.monotonic() - self.flushed > FLUSH
-        if known:
-            self.save(due)
-        elif self.unsaved:
-            self.append(manifest_lines(news.values()), due)
+        self.unsaved = True
+        if added:
+            self.append(manifest_lines(news.values()), flush)
+        else:
+            swap_in(self.manifest, [self.text()], flush)
+        if flush:
+            self.flushed = time.monotonic()
 
     def append(self, lines: bytes, flush: bool) -> None:
-        """Add lines to the manifest, all or none; the next `save` puts them in order."""
+        """Add lines to the manifest, all or none."""
         with on_disk(self.manifest), self.manifest.open("ab", buffering=0) as file:
             end = file.tell()
             if file.write(lines) < len(lines):
                 file.truncate(end)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise FolderError(f"{self.manifest}: No space left on device")
             if flush:
                 os.fsync(file.fileno())
-                self.flushed = time.monotonic()
 
-    def save(self, flush: bool = True) -> None:
+    def save(self) -> None:
         """Write the whole manifest, in order of days, if it has not been written so."""
         if self.unsaved or not self.manifest.exists():
-            swap_in(self.manifest, [self.text()], flush)
-            self.unsaved, self.flushed = not flush, time.monotonic() if flush else self.flushed
+            swap_in(self.manifest, [self.text()])
+            self.unsaved = False
 
     def sweep(self) -> None:
         """Remove the temporary files of calls that were killed or given up."""
-        for match in self.names(TEMPORARY):
-            with on_disk(self.days / match[0]):
-                (self.days / match[0]).unlink(missing_ok=True)
+        for path in self.days.glob(".????-??-??.*.tmp"):
+            with on_disk(path):
+                path.unlink(missing_ok=True)
 
 
 # -- the aggregate -------------------------------------------------------------------------------------------
@@ -1038,13 +1020,6 @@ def header_of(path: Path) -> bytes:
         return header
 
 
-def body_of(path: Path, start: int) -> Iterator[bytes]:
-    """The bytes of a file from `start` on."""
-    with path.open("rb", buffering=0) as file:
-        file.seek(start)
-        yield from iter(functools.partial(file.read, CHUNK), b"")
-
-
 def aggregate(paths: Sequence[Path]) -> Iterator[bytes]:
     """The bytes of ads.csv: the union of columns, then every day, copied where its header is that union."""
     headers = [header_of(path) for path in paths]
@@ -1052,13 +1027,13 @@ def aggregate(paths: Sequence[Path]) -> Iterator[bytes]:
     union = list(dict.fromkeys(itertools.chain(["date"], *columns.values())))
     yield (head := csv_bytes([union]))
     for path, raw in zip(paths, headers, strict=True):
-        yield from body_of(path, len(raw)) if raw == head else recolumned(path, columns[raw], union)
+        with path.open("rb", buffering=0) as file:
+            file.seek(len(raw))
+            yield from chunks(file) if raw == head else recolumned(path, columns[raw], union)
 
 
 def has_bytes(path: Path, chunks: Iterable[bytes]) -> bool:
     """Whether a file holds just these bytes."""
-    if not path.exists():
-        return False
     with path.open("rb") as file:
         return all(file.read(len(data)) == data for data in chunks) and not file.read(1)
 
@@ -1067,7 +1042,7 @@ def build_aggregate(folder: Folder) -> None:
     """Bring ads.csv up to date. It is compared first: a kill may have come before it was built."""
     paths = [folder.file(day) for day in folder.stored()]
     with on_disk(folder.ads):
-        if not has_bytes(folder.ads, aggregate(paths)):
+        if not (folder.ads.exists() and has_bytes(folder.ads, aggregate(paths))):
             swap_in(folder.ads, aggregate(paths))
 
 
@@ -1096,9 +1071,8 @@ class Progress:
     def write(self, line: str) -> None:
         """Write over the live line, or below the last line; '' takes the live line away."""
         if self.live:
-            with contextlib.suppress(OSError):
-                line = line[: (os.get_terminal_size(self.stream.fileno()).columns or 80) - 1]
-            self.stream.write(f"\r{line}\x1b[K")
+            width = os.get_terminal_size(self.stream.fileno()).columns or 80
+            self.stream.write(f"\r{line[: width - 1]}\x1b[K")
         elif line:
             self.stream.write(f"{line}\n")
         self.stream.flush()
@@ -1158,14 +1132,6 @@ ADVICE = {
     "oauth": "the API refuses the credentials: renew them and run the same command again ({why})",
     "quota": "the quota is used up: run the same command again {when} ({why})",
 }
-
-
-def advice(told: Mapping[str, Any]) -> Iterator[str]:
-    """What stopped a run, and what to do about it."""
-    when = f"after {told['resume_at']}" if told["resume_at"] else "tomorrow, when a daily quota begins anew"
-    return (ADVICE[name].format(why=told["stopped"][name], when=when) for name in ADVICE if name in told["stopped"])
-
-
 MARKS = {"complete": "#", "provisional": "~", "failed": "x", "damaged": "!", "missing": "."}
 
 
@@ -1186,10 +1152,10 @@ def calendar_lines(folder: Folder, days: Sequence[dt.date]) -> Iterator[str]:
 # -- a run ---------------------------------------------------------------------------------------------------
 
 
-def tell(text: str) -> None:
-    """Print a result, though nobody may read it."""
+def tell(told: Mapping[str, Any], lines: Iterable[str], as_json: bool) -> None:
+    """Print a result, as JSON or for people, though nobody may read it."""
     with contextlib.suppress(BrokenPipeError):
-        print(text)
+        print(json.dumps(told) if as_json else "\n".join(lines))
 
 
 @contextlib.contextmanager
@@ -1201,20 +1167,18 @@ def signals(tally: Tally) -> Iterator[None]:
             raise KeyboardInterrupt
         tally.stops[Exit.INTERRUPTED] = signal.Signals(signum).name
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with contextlib.ExitStack() as undo:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            undo.callback(signal.signal, number, signal.signal(number, handle))
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def fetch(folder: Folder, missing: list[dt.date], options: argparse.Namespace, tally: Tally) -> None:
     """Fetch the missing days into the folder. Raises FolderError, UsageError."""
+    fetcher: Callable[[dt.date], Any] = functools.partial(loaded, options.fetcher)
     if not options.fetcher:
         print("SIMULATED DATA: no --fetcher was given. Keep real data in another folder.", file=sys.stderr)
-    simulation = functools.partial(simulated, options.simulate_errors or 0.0)
-    fetcher = functools.partial(loaded, options.fetcher) if options.fetcher else simulation
+        fetcher = functools.partial(simulated, options.simulate_errors or 0.0)
     submit_call, close = start_executor(options.executor, options.timeout)
     progress = Progress(sys.stderr or io.StringIO(), len(missing))
 
@@ -1244,29 +1208,25 @@ def warn(folder: Folder, wanted: list[dt.date]) -> None:
     """Say what is wrong with the folder and will not, or cannot, be put right by this run."""
     if folder.torn:
         print(f"manifest.csv was torn in {folder.torn} lines: rebuilt from the day files", file=sys.stderr)
-    if elsewhere := folder.damaged.keys() - set(wanted):
-        text = "damaged days outside this range, left out of ads.csv; --check shows them"
-        print(f"{len(elsewhere)} {text}", file=sys.stderr)
+    if number := len(folder.damaged.keys() - set(wanted)):
+        print(f"{number} damaged days outside this range, left out of ads.csv; --check shows them", file=sys.stderr)
 
 
 def report(told: Mapping[str, Any], options: argparse.Namespace) -> None:
-    """The summary on stdout; what stopped the run on stderr."""
-    if options.json:
-        tell(json.dumps(told))
-    elif options.daily and told["skipped"] == told["wanted"] and not told["stopped"]:
-        tell(f"nothing to fetch: all {told['wanted']} days from {told['start']} to {told['end']} are there")
-    else:
-        tell("\n".join(summary_lines(told)))
-    for line in advice(told):
-        print(line, file=sys.stderr)
+    """The summary on stdout; what stopped the run, and what to do about it, on stderr."""
+    idle = options.daily and told["skipped"] == told["wanted"] and not told["stopped"]
+    nothing = "nothing to fetch: all {wanted} days from {start} to {end} are there"
+    tell(told, [nothing.format(**told)] if idle else summary_lines(told), options.json)
+    when = f"after {told['resume_at']}" if told["resume_at"] else "tomorrow, when a daily quota begins anew"
+    for name, advice in ADVICE.items():
+        if name in told["stopped"]:
+            print(advice.format(why=told["stopped"][name], when=when), file=sys.stderr)
 
 
 def run(folder: Folder, wanted: list[dt.date], options: argparse.Namespace) -> int:
     """Fetch what is missing, build ads.csv, tell what happened. Raises FolderError if it cannot begin."""
     tally, began = Tally(), time.monotonic()
-    with on_disk(folder.root):
-        folder.root.mkdir(parents=True, exist_ok=True)
-    with signals(tally), locked(folder.root / ".lock"):
+    with signals(tally), locked(folder.root):
         folder.read()
         warn(folder, wanted)
         with on_disk(folder.days):
@@ -1292,10 +1252,8 @@ def run(folder: Folder, wanted: list[dt.date], options: argparse.Namespace) -> i
 def show_plan(wanted: list[dt.date], missing: list[dt.date], as_json: bool) -> int:
     """Tell what a run would do."""
     plan = {"wanted": len(wanted), "skipped": len(wanted) - len(missing), "calls": len(missing)}
-    if as_json:
-        tell(json.dumps({"exit_code": 0, **plan, "days": [str(day) for day in missing]}))
-    else:
-        tell("{wanted} days wanted, {skipped} complete, {calls} calls to make".format(**plan))
+    line = "{wanted} days wanted, {skipped} complete, {calls} calls to make".format(**plan)
+    tell({"exit_code": 0, **plan, "days": [str(day) for day in missing]}, [line], as_json)
     return Exit.OK
 
 
@@ -1305,10 +1263,8 @@ def check(folder: Folder, days: list[dt.date], as_json: bool) -> int:
         days = days_between(min(folder.entries), max(folder.entries))
     states = {str(day): folder.state(day) for day in days}
     code = int(not days or not set(states.values()) <= set(STORED))
-    if as_json:
-        tell(json.dumps({"exit_code": code, "days": states}))
-    else:
-        tell("\n".join(calendar_lines(folder, days)) if days else f"no days in {folder.root}")
+    lines = calendar_lines(folder, days) if days else [f"no days in {folder.root}"]
+    tell({"exit_code": code, "days": states}, lines, as_json)
     return code
 
 
