@@ -19,7 +19,7 @@ Every command is safe to run again, after a kill too: a day counts once its file
 and written down with its checksum; what is missing or differs from its checksum is fetched again.
 
 The way of one day: the main thread takes it off a heap and hands it to a worker; the worker calls fetch_data,
-writes the rows to a temporary file and returns a record, never an exception; the main thread alone swaps
+has the rows written to a temporary file and returns a record, never an exception; the main thread alone swaps
 files in, keeps the manifest, decides what is tried again and when, and brakes all calls at a rate limit.
 """
 
@@ -53,7 +53,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from enum import Enum, IntEnum
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TextIO
+from typing import Any, NamedTuple, NoReturn, TextIO, Union
 
 # A fetcher that says `import fetch_ads` must meet the classes of the running script, not a second set.
 sys.modules.setdefault("fetch_ads", sys.modules[__name__])
@@ -130,6 +130,8 @@ class Outcome(NamedTuple):
     retry_after: float | None = None
 
 
+Report = Union[Outcome, "Future[Outcome]"]  # of a call: of what it fetched, the file is there or is being written
+Store = Callable[..., "Future[Outcome]"]  # has store_day done
 Finished = tuple[Job, Outcome]  # a day nothing more is done for: fetched, or failed for good
 
 
@@ -517,16 +519,33 @@ def failure(error: BaseException, seconds: float = 0.0) -> Outcome:
     return Outcome(kind, seconds, error=reason(error), retry_after=asked)
 
 
-def call_day(fetch: Callable[[dt.date], Any], day: dt.date, path: str) -> Outcome:
-    """Fetch one day into the file at `path`. Runs in a worker: it reports, and never raises."""
-    began = time.perf_counter()
+def store_day(rows: Iterable[Any], day: dt.date, path: str, seconds: float) -> Outcome:
+    """Write the rows of a call, which took so many `seconds` so far, to the file at `path`."""
+    began = time.perf_counter() - seconds
     try:
-        written = write_day(fetch(day), day, Path(path))
-    except BaseException as error:  # a sys.exit() somewhere in a library as well
+        written = write_day(rows, day, Path(path))
+    except BaseException as error:  # a generator may go on calling; a library may even call sys.exit()
         with contextlib.suppress(OSError):
             os.unlink(path)
         return failure(error, time.perf_counter() - began)
     return Outcome(Kind.DONE, time.perf_counter() - began, path, *written)
+
+
+def call_day(fetch: Callable[[dt.date], Any], day: dt.date, path: str, store: Store | None = None) -> Report:
+    """Fetch one day into the file at `path`. Runs in a worker: it reports, and never raises.
+
+    What is no more than a batch is left to `store`: the call is over, and the next one need not wait for the disk.
+    """
+    began = time.perf_counter()
+    try:
+        rows = rows_of(fetch(day))
+        batch = list(itertools.islice(rows, BATCH))
+    except BaseException as error:
+        return failure(error, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    if store and len(batch) < BATCH:
+        return store(batch, day, path, seconds)
+    return store_day(itertools.chain(batch, rows), day, path, seconds)
 
 
 # -- workers -------------------------------------------------------------------------------------------------
@@ -539,12 +558,12 @@ class Threads:
     Here nobody misses a thread that does not come back: the next call finds none idle and starts another.
     """
 
-    def __init__(self, call: Callable[..., Outcome]) -> None:
+    def __init__(self, call: Callable[..., Any]) -> None:
         self.call, self.idle = call, threading.Semaphore(0)
-        self.queue: queue.SimpleQueue[tuple[Future[Outcome], tuple[Any, ...]]] = queue.SimpleQueue()
+        self.queue: queue.SimpleQueue[tuple[Future[Any], tuple[Any, ...]]] = queue.SimpleQueue()
 
-    def submit(self, *args: Any) -> Future[Outcome]:
-        future: Future[Outcome] = Future()
+    def submit(self, *args: Any) -> Future[Any]:
+        future: Future[Any] = Future()
         self.queue.put((future, args))
         if not self.idle.acquire(blocking=False):
             threading.Thread(target=self.work, daemon=True).start()
@@ -586,7 +605,7 @@ class Child(threading.local):
         self.process.start()
         theirs.close()  # so that the pipe ends when the child does
 
-    def call(self, *args: Any) -> Outcome:
+    def call(self, *args: Any) -> Report:
         """call_day(*args) in the child of this thread."""
         if not self.process:
             self.start()
@@ -610,10 +629,10 @@ def end_children() -> None:
         child.kill()
 
 
-def start_executor(name: str, timeout: float) -> tuple[Callable[..., Future[Outcome]], Callable[[], None]]:
+def start_executor(name: str, timeout: float) -> tuple[Callable[..., Future[Any]], Callable[[], None]]:
     """What submits call_day(fetch, day, path) to that executor, and what ends it. Raises UsageError."""
     if name == "threads":
-        return Threads(call_day).submit, lambda: None
+        return Threads(functools.partial(call_day, store=Threads(store_day).submit)).submit, lambda: None
     if name == "processes":
         return Threads(Child(timeout).call).submit, end_children
     try:
@@ -704,7 +723,7 @@ class Scheduler:
 
     def __init__(
         self,
-        submit: Callable[[dt.date], Future[Outcome]],
+        submit: Callable[[dt.date], Future[Any]],  # of a Report
         limits: Limits,
         tally: Tally,
         clock: Callable[[], float] = time.monotonic,
@@ -715,7 +734,8 @@ class Scheduler:
         self.submit, self.limits, self.tally = submit, limits, tally
         self.clock, self.wall, self.wait_first, self.uniform = clock, wall, wait_first, uniform
         self.ready: list[Job] = []
-        self.flying: dict[Future[Outcome], Job] = {}
+        self.flying: dict[Future[Any], Job] = {}  # calls
+        self.storing: dict[Future[Any], Job] = {}  # what they fetched
         self.brake = Brake(clock())
 
     def run(self, days: Iterable[dt.date], publish: Callable[[list[Finished]], None]) -> None:
@@ -723,10 +743,10 @@ class Scheduler:
         self.ready = [Job(-math.inf, -day.toordinal(), day) for day in days]
         heapq.heapify(self.ready)
         give_up = math.inf
-        while (self.flying or (self.ready and not self.tally.stops)) and self.clock() < give_up:
+        while (self.flying or self.storing or (self.ready and not self.tally.stops)) and self.clock() < give_up:
             self.launch()
             before, braking = self.clock(), self.braking()
-            done = self.wait_first(self.flying, self.idle_seconds())
+            done = self.wait_first([*self.flying, *self.storing], self.idle_seconds())
             self.tally.braked += self.clock() - before if braking else 0.0
             late = self.clock() - self.limits.timeout
             overdue = {future for future, job in self.flying.items() if job.started <= late}
@@ -738,7 +758,8 @@ class Scheduler:
 
     def next_start(self) -> float:
         """When the next call may start; inf while there is no day, no worker or no point."""
-        if not self.ready or len(self.flying) >= self.limits.workers or self.tally.stops:
+        busy = len(self.flying) >= self.limits.workers or len(self.storing) > self.limits.workers
+        if not self.ready or busy or self.tally.stops:
             return math.inf
         return max(self.ready[0].at, self.brake.opens)
 
@@ -759,10 +780,13 @@ class Scheduler:
         deadlines = (job.started + self.limits.timeout for job in self.flying.values())
         return max(0.0, min(now + TICK, self.next_start(), *deadlines) - now)
 
-    def land(self, future: Future[Outcome]) -> Finished | None:
-        """Take a call out of flight: its day is finished, or back on the heap, or left for another run."""
-        job, now = self.flying.pop(future), self.clock()
+    def land(self, future: Future[Any]) -> Finished | None:
+        """Take a call out of flight: its day is finished, being stored, back on the heap, or left for another run."""
+        job, now = self.flying.pop(future, None) or self.storing.pop(future), self.clock()
         outcome = self.outcome(future)
+        if isinstance(outcome, Future):
+            self.storing[outcome] = job
+            return None
         self.tally.call_seconds.append(outcome.seconds or now - job.started)
         if outcome.kind is Kind.DONE:
             self.brake.succeeded()
@@ -776,7 +800,7 @@ class Scheduler:
             self.tally.stops.setdefault(Exit[outcome.kind.name], outcome.error)
         return None if outcome.kind is Kind.FOLDER else (job, outcome)
 
-    def outcome(self, future: Future[Outcome]) -> Outcome:
+    def outcome(self, future: Future[Any]) -> Report:
         """What became of a call, were it that it hangs, or that its worker died."""
         if future.done() and not future.cancelled():
             error = future.exception()
@@ -1182,7 +1206,7 @@ def fetch(folder: Folder, missing: list[dt.date], options: argparse.Namespace, t
     submit_call, close = start_executor(options.executor, options.timeout)
     progress = Progress(sys.stderr or io.StringIO(), len(missing))
 
-    def submit(day: dt.date) -> Future[Outcome]:
+    def submit(day: dt.date) -> Future[Any]:
         try:
             return submit_call(fetcher, day, folder.temporary(day))
         except Exception as error:  # the executor is broken: a call that failed

@@ -29,16 +29,19 @@ class World:
     def __init__(self) -> None:
         self.now = 0.0
         self.answer: Callable[[dt.date, float], tuple[float, Outcome]] = lambda day, now: (1.0, OK)
+        self.calls: set[Future[Outcome]] = set()
         self.ends: dict[Future[Outcome], tuple[float, Outcome]] = {}
         self.starts: list[tuple[float, dt.date]] = []
         self.finished: list[Finished] = []
         self.most_in_flight = 0
+        self.storing = 0.0  # seconds from the end of a call until its rows are in their file
         self.tally = Tally()
 
     def submit(self, day: dt.date) -> Future[Outcome]:
         seconds, outcome = self.answer(day, self.now)
         future: Future[Outcome] = Future()
         self.starts.append((self.now, day))
+        self.calls.add(future)
         self.ends[future] = (self.now + seconds, outcome)
         self.most_in_flight = max(self.most_in_flight, len(self.ends))
         return future
@@ -51,8 +54,16 @@ class World:
             del self.ends[future]
         done = {future for future in flying if self.ends[future][0] <= self.now}
         for future in done:
-            future.set_result(self.ends.pop(future)[1])
+            self.end(future, self.ends.pop(future)[1])
         return done
+
+    def end(self, future: Future[Any], outcome: Outcome) -> None:
+        if self.storing and future in self.calls and outcome.kind is Kind.DONE:
+            stored: Future[Outcome] = Future()
+            self.ends[stored] = (self.now + self.storing, outcome)
+            future.set_result(stored)
+        else:
+            future.set_result(outcome)
 
     def run(self, days: Iterable[dt.date], **limits: Any) -> Scheduler:
         scheduler = Scheduler(

@@ -17,6 +17,12 @@ from fetch_ads import BATCH, Kind, Outcome, call_day
 DAY = dt.date(2023, 1, 2)
 
 
+def called(fetch: Callable[[dt.date], Any], path: Path) -> Outcome:
+    outcome = call_day(fetch, DAY, str(path))
+    assert isinstance(outcome, Outcome)
+    return outcome
+
+
 class Caller:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -24,7 +30,7 @@ class Caller:
     def __call__(self, answer: Any) -> Outcome:
         fetch = answer if callable(answer) else lambda day: answer
         self.path.unlink(missing_ok=True)
-        return call_day(fetch, DAY, str(self.path))
+        return called(fetch, self.path)
 
     def text(self, answer: Any) -> str:
         outcome = self(answer)
@@ -190,7 +196,7 @@ def test_a_broken_answer_is_a_failed_call_and_leaves_no_file(call: Caller, answe
 
 
 def test_an_unwritable_place_is_trouble_with_the_folder(tmp_path: Path) -> None:
-    outcome = call_day(lambda day: [{"a": 1}], DAY, str(tmp_path / "gone" / "x.tmp"))
+    outcome = called(lambda day: [{"a": 1}], tmp_path / "gone" / "x.tmp")
     assert outcome.kind is Kind.FOLDER
     assert "No such file" in outcome.error
 

@@ -91,7 +91,9 @@ def test_a_worker_that_dies_is_a_transient_error(world: World) -> None:
     scheduler.wait_first = lambda futures, seconds: set(futures)
     future: Future[Outcome] = Future()
     future.set_exception(BrokenExecutor("gone"))
-    assert scheduler.outcome(future).kind is Kind.TRANSIENT
+    outcome = scheduler.outcome(future)
+    assert isinstance(outcome, Outcome)
+    assert outcome.kind is Kind.TRANSIENT
 
 
 def test_trouble_with_the_folder_stops_the_run(world: World) -> None:
