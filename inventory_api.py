@@ -908,9 +908,7 @@ class RateLimiter:
         self.policy = f'"default";q={burst};w={math.ceil(burst / rate)}'
         self._rate, self._burst, self._timer, self._clients = rate, burst, timer, clients
         self._lock = threading.Lock()
-        self._buckets: OrderedDict[str, tuple[float, float]] = (
-            OrderedDict()
-        )  # client: tokens, and when they were counted
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client: tokens, when counted
 
     def take(self, client: str, cost: int) -> Grant:
         """Take `cost` tokens from the client's bucket, or none if there are fewer."""
@@ -2557,7 +2555,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = read_settings(sys.argv[1:] if argv is None else argv, os.environ)
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
         run(settings)
-        return 0
     except (BadSetting, BadSchema, BadLine, OSError) as error:
         print(f"inventory_api.py: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, BadSetting) else 1
