@@ -39,6 +39,13 @@ def test_attempts_count_every_call(command: Command) -> None:
     assert (command.summary()["retries"], command.summary()["calls"]) == (2, 3)
 
 
+def test_a_day_is_written_down_while_others_are_being_fetched(command: Command) -> None:
+    known = f"'2023-01-02,complete' in Path({str(command.data / 'manifest.csv')!r}).read_text()"
+    wait_for_it = f"while day.day == 1 and not {known}:\n    time.sleep(0.01)\nreturn []"
+    command.fetcher(wait_for_it, head="from pathlib import Path")
+    assert command.run("2023-01-01", "2023-01-02", "--workers", "1", "--timeout", "5", "--retries", "0") == Exit.OK
+
+
 @pytest.mark.parametrize("keep", [0, 5, 40, 70, 150, 300])
 def test_a_torn_manifest_is_rebuilt_from_the_days(filled: Command, keep: int) -> None:
     manifest = filled.data / "manifest.csv"
